@@ -1,0 +1,1 @@
+//! The range protocol: notifiers, mirrors, ranges. Knows no device and no tracker.

@@ -1,0 +1,7 @@
+//! Shared virtual memory for Vulkan.
+#![deny(missing_docs)]
+
+pub mod addr;
+pub mod hmm;
+pub mod mm;
+pub mod track;

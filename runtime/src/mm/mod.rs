@@ -1,0 +1,1 @@
+//! The CPU side: address space, VMAs, heap.

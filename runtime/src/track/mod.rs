@@ -1,0 +1,149 @@
+//! Trackers: how CPU accesses to the heap are caught before they happen.
+//!
+//! The heap's memory is a memfd mapped twice. The *app view* is what the program uses and what a
+//! tracker protects; the *alias* is always read-write and is what the runtime copies through, so no
+//! copy ever trips the tracker. A tracker changes what the app view allows, in bulk, and calls a
+//! [`FaultHandler`] on a thread of its own when the program touches what it may not.
+//!
+//! A tracker knows nothing of page states or devices. Guarantees it gives:
+//!
+//! - after [`Tracker::watch`] returned, the operations below work on those pages; accesses to pages
+//!   never watched are never reported and cost nothing;
+//! - after [`Tracker::write_protect`] returned, no store to those pages completes through the app view
+//!   before a fault was reported and a later [`Tracker::map`] allowed it (loads may or may not fault);
+//! - after [`Tracker::unmap`] returned, no load or store completes before a fault was reported and a
+//!   later [`Tracker::map`] allowed it; contents stay in the memfd;
+//! - spurious faults are allowed: the handler must cope with a fault on a page that needs nothing;
+//! - the faulting thread resumes, and retries its access, only after the handler returned.
+//!
+//! **I1**: handler threads run with [`FaultPathGuard`] held: code on them neither allocates from, locks
+//! around nor touches the app view.
+
+mod guard;
+pub mod sigsegv;
+pub mod uffd;
+
+pub use guard::{FaultPathGuard, on_fault_path};
+
+use crate::addr::{Access, PageIndex, PageRange};
+use std::sync::Arc;
+
+/// The two mappings of one memfd. Lives as long as the heap; a tracker borrows it by copy.
+#[derive(Clone, Copy, Debug)]
+pub struct Views {
+    /// Start of the app view (page 0), aligned to at least 2 MiB.
+    pub app: usize,
+    /// Start of the alias.
+    pub alias: usize,
+    /// Pages in the reservation of each.
+    pub pages: u32,
+    /// The memfd behind both.
+    pub memfd: std::os::fd::RawFd,
+}
+
+/// What the app view allows for a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// Loads succeed, stores fault.
+    ReadOnly,
+    /// Both succeed.
+    ReadWrite,
+}
+
+/// A CPU access that was caught.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuFault {
+    /// The page touched.
+    pub page: PageIndex,
+    /// What the access wanted. A tracker that cannot tell reports `Write`.
+    pub access: Access,
+    /// Kernel thread id of the toucher, 0 if unknown.
+    pub thread: u32,
+}
+
+/// Resolves CPU faults; called on tracker threads, several at a time if the tracker has several.
+pub trait FaultHandler: Send + Sync {
+    /// Makes the access possible by calling [`Tracker::map`], or decides that it never will be.
+    fn cpu_fault(&self, fault: CpuFault) -> FaultOutcome;
+}
+
+/// What the handler did about a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultOutcome {
+    /// The page is mapped as the access needs: the thread retries.
+    Resolved,
+    /// The access is not allowed (no such mapping, or a read-only one): the thread gets a
+    /// SIGSEGV or SIGBUS as it would from the kernel.
+    Refused,
+}
+
+/// A tracker's operation failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} on {pages:?} of the heap's app view failed: {source}. {remedy}")]
+pub struct TrackError {
+    /// What was attempted.
+    pub operation: &'static str,
+    /// Where.
+    pub pages: PageRange,
+    /// What the kernel said.
+    pub source: std::io::Error,
+    /// What can be done about it.
+    pub remedy: &'static str,
+}
+
+/// Which mechanism catches CPU accesses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TrackerKind {
+    /// Linux userfaultfd: missing, write-protect and minor faults.
+    Userfaultfd,
+    /// mprotect and a SIGSEGV handler.
+    Sigsegv,
+}
+
+impl std::fmt::Display for TrackerKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Userfaultfd => "userfaultfd",
+            Self::Sigsegv => "sigsegv",
+        })
+    }
+}
+
+/// Catches CPU accesses to the app view. See the module's page for what each call guarantees.
+///
+/// All operations take spans of any length and cost one system call, or few, per call.
+pub trait Tracker: Send + Sync {
+    /// Which mechanism this is.
+    fn kind(&self) -> TrackerKind;
+
+    /// One line on how it works here: privileges, features, limits in force.
+    fn describe(&self) -> String;
+
+    /// Starts delivering faults to `handler`. Called once, before the first [`Tracker::watch`].
+    fn start(&self, handler: Arc<dyn FaultHandler>) -> Result<(), TrackError>;
+
+    /// Begins to track `pages`; those already tracked are left as they are. What is mapped stays mapped.
+    fn watch(&self, pages: PageRange) -> Result<(), TrackError>;
+
+    /// Makes stores to `pages` fault.
+    fn write_protect(&self, pages: PageRange) -> Result<(), TrackError>;
+
+    /// Makes every access to `pages` fault.
+    fn unmap(&self, pages: PageRange) -> Result<(), TrackError>;
+
+    /// Makes `pages` accessible, populating those that have no memory yet with zeros.
+    /// Pages already accessible as asked are left alone.
+    fn map(&self, pages: PageRange, protection: Protection) -> Result<(), TrackError>;
+
+    /// The pages that share a unit of protection with `page`: usually the page alone, more where a
+    /// tracker had to coarsen (the SIGSEGV tracker near the kernel's limit of mappings). A handler makes
+    /// the whole span accessible at once.
+    fn unit(&self, page: PageIndex) -> PageRange;
+
+    /// Faults reported so far.
+    fn faults(&self) -> u64;
+
+    /// Stops delivering faults and joins the threads; makes every watched page accessible again, so
+    /// that no thread is left waiting. Idempotent. No call may follow except from `Drop`.
+    fn stop(&self);
+}

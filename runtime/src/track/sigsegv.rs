@@ -1,0 +1,1 @@
+//! mprotect and SIGSEGV.
