@@ -1,0 +1,338 @@
+// vksvm: dereference the CPU's pointers in a compute kernel.
+//
+//     #version 460
+//     #define VKSVM_ARGS uint64_t x; uint64_t y; float a; uint n;
+//     #include "vksvm.glsl"
+//     layout(local_size_x = 64) in;
+//
+//     void main() {
+//         if (!vksvm_begin()) return;
+//         uint i = vksvm_global_id().x;
+//         if (i < args.n)
+//             vksvm_store_f32(args.y + 4ul * i, args.a * vksvm_load_f32(args.x + 4ul * i));
+//         vksvm_end();
+//     }
+//
+// VKSVM_ARGS lists the kernel's arguments, which appear as `args`; pointers are uint64_t. Every access
+// to the heap goes through a translation:
+//
+//     vksvm_read(p)            address for loading one aligned scalar or vector (never straddles a page)
+//     vksvm_write(p)           … for storing
+//     vksvm_atomic(p)          … for an atomic read-modify-write
+//     vksvm_read(p, bytes)     … for loading an object of up to a page at any address; where it straddles
+//                              two pages that are not neighbours on the device, the address of a copy
+//     vksvm_begin_write(p, bytes), vksvm_end_write(p, bytes, address)
+//                              … for storing such an object; it must be 4-byte aligned if it straddles
+//
+// and the typed short forms at the end of the file. What comes back is a device address, good until the
+// next call of vksvm_safe_point(); cast it to a `buffer_reference` of your own, or use the short forms.
+//
+// A missing page *poisons* the invocation: from then on its stores vanish and missing loads give zero, and
+// its workgroup runs again from the start once the pages are there. A loop that waits for memory to change must
+// therefore also end when vksvm_poisoned(). Barriers stay safe: a poisoned invocation runs on to its end.
+#ifndef VKSVM_GLSL
+#define VKSVM_GLSL
+
+#extension GL_EXT_buffer_reference : require
+#extension GL_EXT_buffer_reference2 : require
+#extension GL_EXT_buffer_reference_uvec2 : require
+#extension GL_EXT_shader_explicit_arithmetic_types_int64 : require
+#extension GL_EXT_scalar_block_layout : require
+
+#include "vksvm_layout.glsl"
+
+layout(constant_id = VKSVM_SPEC_VARIANT) const uint vksvm_variant_ = 0u;
+
+struct VksvmLaunch {
+    uint64_t control;
+    uint64_t heap_base;
+    uint64_t table;
+    uint pages;
+    uint count;
+    uint first;
+    uint flags;
+    uint grid_x;
+    uint grid_y;
+};
+
+#ifdef VKSVM_ARGS
+struct VksvmArgs { VKSVM_ARGS };
+#endif
+
+layout(push_constant, std430) uniform VksvmPush {
+    layout(offset = 0) VksvmLaunch vksvm_launch_;
+#ifdef VKSVM_ARGS
+    layout(offset = VKSVM_LAUNCH_SIZE) VksvmArgs args;
+#endif
+};
+
+layout(buffer_reference, scalar, buffer_reference_align = 64) buffer VksvmControl_ {
+    layout(offset = VKSVM_CONTROL_QUEUE) uint64_t queue;
+    layout(offset = VKSVM_CONTROL_ZERO_FRAME) uint64_t zero_frame;
+    layout(offset = VKSVM_CONTROL_WRITE_SINK) uint64_t write_sink;
+    layout(offset = VKSVM_CONTROL_LIST) uint64_t list;
+    layout(offset = VKSVM_CONTROL_REPLAY) uint64_t replay;
+    layout(offset = VKSVM_CONTROL_STORED) uint64_t stored;
+    layout(offset = VKSVM_CONTROL_BOUNCE) uint64_t bounce;
+    layout(offset = VKSVM_CONTROL_QUEUE_CAPACITY) uint queue_capacity;
+    layout(offset = VKSVM_CONTROL_BOUNCE_BYTES) uint bounce_bytes;
+    layout(offset = VKSVM_CONTROL_KERNEL) uint kernel;
+    layout(offset = VKSVM_CONTROL_QUEUE_HEAD) uint queue_head;
+    layout(offset = VKSVM_CONTROL_BOUNCE_HEAD) uint bounce_head;
+    layout(offset = VKSVM_CONTROL_TRANSLATIONS) uint translations;
+};
+
+layout(buffer_reference, scalar, buffer_reference_align = 32) buffer VksvmFault_ {
+    layout(offset = VKSVM_FAULT_ADDRESS) uint64_t address;
+    layout(offset = VKSVM_FAULT_BYTES) uint bytes;
+    layout(offset = VKSVM_FAULT_FLAGS) uint flags;
+    layout(offset = VKSVM_FAULT_KERNEL) uint kernel;
+    layout(offset = VKSVM_FAULT_WORKGROUP) uint workgroup;
+    layout(offset = VKSVM_FAULT_INVOCATION) uint invocation;
+};
+
+layout(buffer_reference, scalar, buffer_reference_align = 8) buffer VksvmPte_ { uvec2 entry; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer VksvmWord_ { uint value; };
+
+// Slot of this workgroup in the dispatch: its bit in the replay and stored maps.
+uint vksvm_slot_;
+// Linear id of this workgroup in the launch's grid.
+uint vksvm_workgroup_;
+uvec3 vksvm_workgroup_id_;
+bool vksvm_poisoned_;
+// What a store asks of an entry to take the fast path. VKSVM_PTE_NEVER is in it while stores must be
+// looked at: in a probe, after poisoning, and until the first store has been put on record.
+uint vksvm_write_want_;
+
+#define VKSVM_READ_WANT_ (VKSVM_PTE_VALID | VKSVM_PTE_ACCESSED)
+#define VKSVM_WRITE_WANT_ (VKSVM_PTE_VALID | VKSVM_PTE_WRITABLE | VKSVM_PTE_ACCESSED | VKSVM_PTE_DIRTY)
+
+// Starts the kernel; call it first, in all invocations, and leave main() at once if it says false.
+bool vksvm_begin() {
+    vksvm_slot_ = gl_WorkGroupID.x + gl_WorkGroupID.y * gl_NumWorkGroups.x;
+    if (vksvm_slot_ >= vksvm_launch_.count) return false;
+    vksvm_workgroup_ = vksvm_launch_.first + vksvm_slot_;
+    if ((vksvm_launch_.flags & VKSVM_LAUNCH_LISTED) != 0u)
+        vksvm_workgroup_ = VksvmWord_(VksvmControl_(vksvm_launch_.control).list + 4ul * vksvm_slot_).value;
+    uint rows = vksvm_workgroup_ / vksvm_launch_.grid_x;
+    vksvm_workgroup_id_ = uvec3(vksvm_workgroup_ - rows * vksvm_launch_.grid_x, rows % vksvm_launch_.grid_y,
+                                rows / vksvm_launch_.grid_y);
+    vksvm_poisoned_ = false;
+    vksvm_write_want_ = VKSVM_WRITE_WANT_;
+    if ((vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u || (vksvm_variant_ & VKSVM_VARIANT_IDEMPOTENT) == 0u)
+        vksvm_write_want_ |= VKSVM_PTE_NEVER;
+    return true;
+}
+
+// Ends the kernel; the last call of main().
+void vksvm_end() {}
+
+// Lets the host take pages away here. Device addresses obtained before are no longer good after it.
+void vksvm_safe_point() {}
+
+// Whether this invocation's work is void: a page was missing and the workgroup will run again.
+bool vksvm_poisoned() { return vksvm_poisoned_; }
+
+// The workgroup's id in the launch's grid; use it instead of gl_WorkGroupID.
+uvec3 vksvm_workgroup_id() { return vksvm_workgroup_id_; }
+
+// The invocation's id in the launch's grid; use it instead of gl_GlobalInvocationID.
+#define vksvm_global_id() (vksvm_workgroup_id_ * gl_WorkGroupSize + gl_LocalInvocationID)
+
+// Voids this invocation and puts its workgroup on the replay list. True for the workgroup's first.
+bool vksvm_poison_() {
+    vksvm_poisoned_ = true;
+    vksvm_write_want_ |= VKSVM_PTE_NEVER;
+    uint bit = 1u << (vksvm_slot_ & 31u);
+    VksvmWord_ word = VksvmWord_(VksvmControl_(vksvm_launch_.control).replay + 4ul * (vksvm_slot_ >> 5));
+    return (atomicOr(word.value, bit) & bit) == 0u;
+}
+
+// Appends to the fault queue. False if it is full: the workgroup is marked for replay all the same (I5).
+bool vksvm_report_(uint64_t va, uint bytes, uint flags) {
+    VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
+    uint index = atomicAdd(control.queue_head, 1u);
+    if (index >= control.queue_capacity) return false;
+    if ((vksvm_variant_ & (VKSVM_VARIANT_PROBE | VKSVM_VARIANT_IDEMPOTENT)) == 0u) {
+        uint stored = VksvmWord_(control.stored + 4ul * (vksvm_slot_ >> 5)).value;
+        if (((stored >> (vksvm_slot_ & 31u)) & 1u) != 0u) flags |= VKSVM_FAULT_AFTER_STORE;
+    }
+    VksvmFault_ fault = VksvmFault_(control.queue + uint64_t(index) * VKSVM_FAULT_SIZE);
+    fault.address = va;
+    fault.bytes = bytes;
+    fault.flags = flags;
+    fault.kernel = control.kernel;
+    fault.workgroup = vksvm_workgroup_;
+    fault.invocation = gl_LocalInvocationIndex;
+    return true;
+}
+
+// Where a store goes that must not happen, and where a load comes from that cannot.
+uint64_t vksvm_sink_(uint64_t va, bool write) {
+    VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
+    return (write ? control.write_sink : control.zero_frame) + uint64_t(uint(va) & 0xFFFu);
+}
+
+// Everything but the plain hit: setting accessed and dirty, putting the first store on record, misses.
+uint64_t vksvm_slow_(uint64_t va, uint bytes, bool write) {
+    uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
+    uint flags = (write ? VKSVM_FAULT_WRITE : 0u) | (vksvm_poisoned_ ? VKSVM_FAULT_SPECULATIVE : 0u);
+    if (page >= uint64_t(vksvm_launch_.pages)) {
+        // Null or wild. What a poisoned invocation computes from its zeros is not the program's doing.
+        if (!vksvm_poisoned_) {
+            if (vksvm_poison_()) vksvm_report_(va, bytes, flags | VKSVM_FAULT_OUTSIDE);
+        }
+        return vksvm_sink_(va, write);
+    }
+    uint64_t at = vksvm_launch_.table + 8ul * page;
+    VksvmWord_ low = VksvmWord_(at);
+    uvec2 entry = VksvmPte_(at).entry;
+    uint need = write ? (VKSVM_PTE_VALID | VKSVM_PTE_WRITABLE) : VKSVM_PTE_VALID;
+    if ((entry.x & need) == need) {
+        if (write) {
+            if (vksvm_poisoned_ || (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u) return vksvm_sink_(va, true);
+            if ((vksvm_variant_ & VKSVM_VARIANT_IDEMPOTENT) == 0u && (vksvm_write_want_ & VKSVM_PTE_NEVER) != 0u) {
+                // On record first, then look whether a neighbour was poisoned: one of the two sees the other.
+                VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
+                uint bit = 1u << (vksvm_slot_ & 31u);
+                uint64_t word = 4ul * (vksvm_slot_ >> 5);
+                atomicOr(VksvmWord_(control.stored + word).value, bit);
+                if ((atomicOr(VksvmWord_(control.replay + word).value, 0u) & bit) != 0u) {
+                    vksvm_poison_();
+                    return vksvm_sink_(va, true);
+                }
+                vksvm_write_want_ &= ~VKSVM_PTE_NEVER;
+            }
+        }
+        uint set = write ? (VKSVM_PTE_ACCESSED | VKSVM_PTE_DIRTY) : VKSVM_PTE_ACCESSED;
+        if ((entry.x & set) != set) atomicOr(low.value, set);
+        return packUint2x32(uvec2((entry.x & ~VKSVM_PTE_FLAGS) | (uint(va) & VKSVM_PTE_FLAGS), entry.y));
+    }
+    vksvm_poison_();
+    uint old = atomicOr(low.value, write ? VKSVM_PTE_PENDING_WRITE : VKSVM_PTE_PENDING_READ);
+    if ((old & (VKSVM_PTE_PENDING_READ | VKSVM_PTE_PENDING_WRITE)) == 0u) {
+        if (!vksvm_report_(va, bytes, flags))
+            atomicAnd(low.value, ~(VKSVM_PTE_PENDING_READ | VKSVM_PTE_PENDING_WRITE));
+    }
+    return vksvm_sink_(va, write);
+}
+
+uint64_t vksvm_translate_(uint64_t va, uint bytes, uint want, bool write) {
+    if ((vksvm_variant_ & VKSVM_VARIANT_COUNT) != 0u)
+        atomicAdd(VksvmControl_(vksvm_launch_.control).translations, 1u);
+    uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
+    if (page < uint64_t(vksvm_launch_.pages)) {
+        uvec2 entry = VksvmPte_(vksvm_launch_.table + 8ul * page).entry;
+        if ((entry.x & want) == want)
+            return packUint2x32(uvec2((entry.x & ~VKSVM_PTE_FLAGS) | (uint(va) & VKSVM_PTE_FLAGS), entry.y));
+    }
+    return vksvm_slow_(va, bytes, write);
+}
+
+// Device address for loading an aligned scalar or vector at `va`.
+uint64_t vksvm_read(uint64_t va) { return vksvm_translate_(va, 0u, VKSVM_READ_WANT_, false); }
+
+// Device address for storing an aligned scalar or vector at `va`.
+uint64_t vksvm_write(uint64_t va) { return vksvm_translate_(va, 0u, vksvm_write_want_, true); }
+
+// Device address for an atomic read-modify-write of an aligned scalar at `va`.
+uint64_t vksvm_atomic(uint64_t va) { return vksvm_translate_(va, 0u, vksvm_write_want_, true); }
+
+// A piece of the bounce arena whose address agrees with `va` modulo 16; 0 if it is used up, and then the
+// invocation is poisoned: the arena is empty again when its workgroup runs again.
+uint64_t vksvm_bounce_(uint64_t va, uint bytes) {
+    VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
+    uint room = (bytes + 31u) & ~15u;
+    uint at = atomicAdd(control.bounce_head, room);
+    if (at > control.bounce_bytes || room > control.bounce_bytes - at) {
+        vksvm_poison_();
+        return 0ul;
+    }
+    return control.bounce + uint64_t(at + (uint(va) & 15u));
+}
+
+// Copies the words that cover [0, bytes) between a straddling object, whose two parts are at `first` and
+// `second`, and its copy.
+void vksvm_copy_straddling_(uint64_t va, uint bytes, uint64_t first, uint64_t second, uint64_t copy, bool out_) {
+    uint skew = uint(va) & 3u;
+    uint head = VKSVM_PAGE_SIZE - ((uint(va) & 0xFFFu) - skew);
+    for (uint i = 0u; i < bytes + skew; i += 4u) {
+        uint64_t at = i < head ? first - skew + i : second + (i - head);
+        if (out_) VksvmWord_(at).value = VksvmWord_(copy - skew + i).value;
+        else VksvmWord_(copy - skew + i).value = VksvmWord_(at).value;
+    }
+}
+
+uint64_t vksvm_straddle_(uint64_t va, uint bytes, bool write) {
+    uint want = write ? vksvm_write_want_ : VKSVM_READ_WANT_;
+    uint64_t second_va = (va | 0xFFFul) + 1ul;
+    uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
+    if (page < uint64_t(vksvm_launch_.pages) && !vksvm_poisoned_) {
+        uint entry = VksvmWord_(vksvm_launch_.table + 8ul * page).value;
+        if ((entry & VKSVM_PTE_LAST) != 0u) {
+            if (vksvm_poison_())
+                vksvm_report_(va, bytes, VKSVM_FAULT_OVERRUN | (write ? VKSVM_FAULT_WRITE : 0u));
+            return vksvm_sink_(va, write);
+        }
+    }
+    uint64_t first = vksvm_translate_(va, bytes, want, write);
+    uint64_t second = vksvm_translate_(second_va, bytes - (VKSVM_PAGE_SIZE - (uint(va) & 0xFFFu)),
+                                       write ? vksvm_write_want_ : VKSVM_READ_WANT_, write);
+    if (vksvm_poisoned_) return vksvm_sink_(va, write);
+    if (second == (first | 0xFFFul) + 1ul) return first;
+    if (write && (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u) return vksvm_sink_(va, true);
+    uint64_t copy = vksvm_bounce_(va, bytes);
+    if (copy == 0ul) return vksvm_sink_(va, write);
+    vksvm_copy_straddling_(va, bytes, first, second, copy, false);
+    return copy;
+}
+
+bool vksvm_straddles_(uint64_t va, uint bytes) { return (uint(va) & 0xFFFu) + bytes > VKSVM_PAGE_SIZE; }
+
+// Device address for loading an object of `bytes` (at most a page) at any address.
+uint64_t vksvm_read(uint64_t va, uint bytes) {
+    if (vksvm_straddles_(va, bytes)) return vksvm_straddle_(va, bytes, false);
+    return vksvm_translate_(va, bytes, VKSVM_READ_WANT_, false);
+}
+
+// Device address under which an object of `bytes` (at most a page) may be changed; hand it to
+// vksvm_end_write() when done. Two invocations must not change the same object at the same time.
+uint64_t vksvm_begin_write(uint64_t va, uint bytes) {
+    if (vksvm_straddles_(va, bytes)) return vksvm_straddle_(va, bytes, true);
+    return vksvm_translate_(va, bytes, vksvm_write_want_, true);
+}
+
+// Makes what was stored through vksvm_begin_write() part of the object.
+void vksvm_end_write(uint64_t va, uint bytes, uint64_t address) {
+    if (!vksvm_straddles_(va, bytes)) return;
+    VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
+    if (address - control.bounce >= uint64_t(control.bounce_bytes)) return;
+    uint64_t first = vksvm_translate_(va, bytes, vksvm_write_want_, true);
+    uint64_t second = vksvm_translate_((va | 0xFFFul) + 1ul, bytes, vksvm_write_want_, true);
+    vksvm_copy_straddling_(va, bytes, first, second, address, true);
+}
+
+// Typed short forms. `p` must be aligned to the type's size.
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer VksvmF32 { float value; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer VksvmU32 { uint value; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer VksvmI32 { int value; };
+layout(buffer_reference, scalar, buffer_reference_align = 8) buffer VksvmU64 { uint64_t value; };
+
+float vksvm_load_f32(uint64_t p) { return VksvmF32(vksvm_read(p)).value; }
+uint vksvm_load_u32(uint64_t p) { return VksvmU32(vksvm_read(p)).value; }
+int vksvm_load_i32(uint64_t p) { return VksvmI32(vksvm_read(p)).value; }
+uint64_t vksvm_load_u64(uint64_t p) { return VksvmU64(vksvm_read(p)).value; }
+void vksvm_store_f32(uint64_t p, float v) { VksvmF32(vksvm_write(p)).value = v; }
+void vksvm_store_u32(uint64_t p, uint v) { VksvmU32(vksvm_write(p)).value = v; }
+void vksvm_store_i32(uint64_t p, int v) { VksvmI32(vksvm_write(p)).value = v; }
+void vksvm_store_u64(uint64_t p, uint64_t v) { VksvmU64(vksvm_write(p)).value = v; }
+uint vksvm_atomic_add_u32(uint64_t p, uint v) { return atomicAdd(VksvmU32(vksvm_atomic(p)).value, v); }
+uint vksvm_atomic_min_u32(uint64_t p, uint v) { return atomicMin(VksvmU32(vksvm_atomic(p)).value, v); }
+uint vksvm_atomic_max_u32(uint64_t p, uint v) { return atomicMax(VksvmU32(vksvm_atomic(p)).value, v); }
+uint vksvm_atomic_or_u32(uint64_t p, uint v) { return atomicOr(VksvmU32(vksvm_atomic(p)).value, v); }
+uint vksvm_atomic_exchange_u32(uint64_t p, uint v) { return atomicExchange(VksvmU32(vksvm_atomic(p)).value, v); }
+uint vksvm_atomic_cas_u32(uint64_t p, uint expected, uint v) {
+    return atomicCompSwap(VksvmU32(vksvm_atomic(p)).value, expected, v);
+}
+
+#endif

@@ -1,0 +1,92 @@
+// What kernels and the runtime agree on, byte by byte. This file is the one place: GLSL includes it, and
+// the runtime reads the same numbers out of it at compile time (runtime/src/device/layout.rs) and checks
+// its structures against them. Every line is a plain `#define NAME decimal`.
+#ifndef VKSVM_LAYOUT_GLSL
+#define VKSVM_LAYOUT_GLSL
+
+#define VKSVM_ABI 1
+
+#define VKSVM_PAGE_SHIFT 12
+#define VKSVM_PAGE_SIZE 4096
+
+// Page table entry: 8 bytes, a 4 KiB aligned frame address with flags in the low twelve bits.
+#define VKSVM_PTE_VALID 1
+#define VKSVM_PTE_WRITABLE 2
+#define VKSVM_PTE_ACCESSED 4
+#define VKSVM_PTE_DIRTY 8
+#define VKSVM_PTE_PENDING_READ 16
+#define VKSVM_PTE_PENDING_WRITE 32
+// The frame is the shared zero frame (host only).
+#define VKSVM_PTE_ZERO 64
+// The last page of its VMA: an object that straddles its end is out of bounds.
+#define VKSVM_PTE_LAST 128
+// Never set in an entry: a kernel that adds it to what it asks for always takes the slow path.
+#define VKSVM_PTE_NEVER 2048
+#define VKSVM_PTE_FLAGS 4095
+
+// Launch block: the first bytes of the push constants; the kernel's own arguments follow.
+#define VKSVM_LAUNCH_CONTROL 0
+#define VKSVM_LAUNCH_HEAP_BASE 8
+#define VKSVM_LAUNCH_TABLE 16
+#define VKSVM_LAUNCH_PAGES 24
+#define VKSVM_LAUNCH_COUNT 28
+#define VKSVM_LAUNCH_FIRST 32
+#define VKSVM_LAUNCH_FLAGS 36
+#define VKSVM_LAUNCH_GRID_X 40
+#define VKSVM_LAUNCH_GRID_Y 44
+#define VKSVM_LAUNCH_SIZE 48
+
+// Launch flags.
+// Workgroup ids come from the work list; otherwise they count up from `first`.
+#define VKSVM_LAUNCH_LISTED 1
+
+// Control block: one per device, in memory that the host reads and writes.
+#define VKSVM_CONTROL_QUEUE 0
+#define VKSVM_CONTROL_ZERO_FRAME 8
+#define VKSVM_CONTROL_WRITE_SINK 16
+#define VKSVM_CONTROL_LIST 24
+#define VKSVM_CONTROL_REPLAY 32
+#define VKSVM_CONTROL_STORED 40
+#define VKSVM_CONTROL_BOUNCE 48
+#define VKSVM_CONTROL_QUEUE_CAPACITY 56
+#define VKSVM_CONTROL_BOUNCE_BYTES 60
+#define VKSVM_CONTROL_KERNEL 64
+// Counters, written by kernels, on a cache line of their own.
+#define VKSVM_CONTROL_QUEUE_HEAD 128
+#define VKSVM_CONTROL_BOUNCE_HEAD 132
+#define VKSVM_CONTROL_TRANSLATIONS 136
+#define VKSVM_CONTROL_SIZE 192
+
+// Fault queue entry.
+#define VKSVM_FAULT_ADDRESS 0
+#define VKSVM_FAULT_BYTES 8
+#define VKSVM_FAULT_FLAGS 12
+#define VKSVM_FAULT_KERNEL 16
+#define VKSVM_FAULT_WORKGROUP 20
+#define VKSVM_FAULT_INVOCATION 24
+#define VKSVM_FAULT_SIZE 32
+
+// Fault flags.
+#define VKSVM_FAULT_WRITE 1
+// The invocation was already poisoned: a hint of what it will need, never fatal.
+#define VKSVM_FAULT_SPECULATIVE 2
+// The object runs past the end of its VMA.
+#define VKSVM_FAULT_OVERRUN 4
+// The invocation's workgroup may have stored to real memory before (late fault).
+#define VKSVM_FAULT_AFTER_STORE 8
+// The address lies outside the heap.
+#define VKSVM_FAULT_OUTSIDE 16
+
+// Zero frame and write sink are this large, so that an object at any page offset fits.
+#define VKSVM_SINK_BYTES 8192
+
+// Variant bits of specialisation constant 1999.
+#define VKSVM_SPEC_VARIANT 1999
+// Stores go to the sink.
+#define VKSVM_VARIANT_PROBE 1
+// The kernel may be run again over its own stores: none is recorded.
+#define VKSVM_VARIANT_IDEMPOTENT 2
+// Count translations.
+#define VKSVM_VARIANT_COUNT 4
+
+#endif
