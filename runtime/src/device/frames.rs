@@ -1,0 +1,294 @@
+//! The frame pool: which frame of device memory holds which page.
+//!
+//! Frames come in large slabs from the device. The first page of a VMA that needs a frame reserves a
+//! contiguous run for the whole VMA if there is room, so that neighbouring pages are neighbouring frames: copies
+//! stay long and objects that straddle pages need no assembling. When room gets short, the unused parts of reservations are
+//! given up, and from then on single frames are handed out. A clock hand over the frames finds victims for eviction.
+//!
+//! Plain data without a lock; the mirror's update lock guards it.
+
+use super::{Device, DeviceError, Slab};
+use crate::addr::{DeviceAddress, FrameIndex, PAGE_SIZE, PageIndex, PageRange};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// Smallest slab asked of the device, in frames: 16 MiB.
+const SLAB_FRAMES: u32 = 4096;
+/// No page: the frame is free.
+const NO_PAGE: u32 = u32::MAX;
+
+/// How frames are used at the moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FrameUse {
+    /// Frames holding pages.
+    pub used: u32,
+    /// Frames taken from the device.
+    pub allocated: u32,
+    /// Most frames that may be taken.
+    pub limit: u32,
+}
+
+struct SlabEntry {
+    first: u32,
+    frames: u32,
+    slab: Arc<dyn Slab>,
+}
+
+struct Reservation {
+    pages: PageRange,
+    first: FrameIndex,
+    key: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Frame {
+    page: u32,
+    /// Index + 1 of the reservation it belongs to; 0 for none.
+    reservation: u32,
+}
+
+/// The frames of one device.
+pub struct FramePool {
+    limit: u32,
+    slabs: Vec<SlabEntry>,
+    frames: Vec<Frame>,
+    /// Free and unreserved runs, by start and by length.
+    free: BTreeMap<u32, u32>,
+    free_by_length: BTreeSet<(u32, u32)>,
+    reservations: Vec<Option<Reservation>>,
+    reserved_for: HashMap<u64, u32>,
+    free_frames: u32,
+    used: u32,
+    hand: u32,
+}
+
+impl FramePool {
+    /// An empty pool that may grow to `limit` frames.
+    pub fn new(limit: u32) -> Self {
+        Self {
+            limit,
+            slabs: Vec::new(),
+            frames: Vec::new(),
+            free: BTreeMap::new(),
+            free_by_length: BTreeSet::new(),
+            reservations: Vec::new(),
+            reserved_for: HashMap::new(),
+            free_frames: 0,
+            used: 0,
+            hand: 0,
+        }
+    }
+
+    /// Figures for reports.
+    pub fn usage(&self) -> FrameUse {
+        FrameUse { used: self.used, allocated: self.frames.len() as u32, limit: self.limit }
+    }
+
+    /// The frame's address on the device.
+    pub fn address(&self, frame: FrameIndex) -> DeviceAddress {
+        let slab = &self.slabs[self.slabs.partition_point(|slab| slab.first <= frame.0) - 1];
+        slab.slab.address().plus(u64::from(frame.0 - slab.first) * PAGE_SIZE as u64)
+    }
+
+    /// The frame at a device address, if it lies in a slab.
+    pub fn at(&self, address: DeviceAddress) -> Option<FrameIndex> {
+        self.slabs.iter().find_map(|slab| {
+            let offset = address.0.checked_sub(slab.slab.address().0)? / PAGE_SIZE as u64;
+            (offset < u64::from(slab.frames)).then(|| FrameIndex(slab.first + offset as u32))
+        })
+    }
+
+    /// The page a frame holds.
+    pub fn page(&self, frame: FrameIndex) -> Option<PageIndex> {
+        let page = self.frames[frame.index()].page;
+        (page != NO_PAGE).then_some(PageIndex(page))
+    }
+
+    /// Takes a frame for `page` of the VMA `key` with extent `vma`; `None` if the pool is at its limit and
+    /// nothing is free.
+    pub fn place(
+        &mut self,
+        device: &dyn Device,
+        key: u64,
+        vma: PageRange,
+        page: PageIndex,
+    ) -> Result<Option<FrameIndex>, DeviceError> {
+        if let Some(frame) = self.reserved_frame(key, page) {
+            self.occupy(frame, page);
+            return Ok(Some(frame));
+        }
+        if !self.reserved_for.contains_key(&key) && self.reserve(device, key, vma)? {
+            let frame = self.reserved_frame(key, page);
+            if let Some(frame) = frame {
+                self.occupy(frame, page);
+                return Ok(frame.into());
+            }
+        }
+        if self.free.is_empty() && !self.grow(device, 1)? {
+            self.give_up_reservations();
+        }
+        let Some((&start, _)) = self.free.iter().next() else { return Ok(None) };
+        self.carve(start, 1);
+        self.occupy(FrameIndex(start), page);
+        Ok(Some(FrameIndex(start)))
+    }
+
+    /// Gives a frame back.
+    pub fn release(&mut self, frame: FrameIndex) {
+        let entry = &mut self.frames[frame.index()];
+        assert_ne!(entry.page, NO_PAGE, "{frame:?} was given back twice");
+        entry.page = NO_PAGE;
+        self.used -= 1;
+        if entry.reservation == 0 {
+            self.add_free(frame.0, 1);
+        }
+    }
+
+    /// Ends the reservation of a VMA that is gone.
+    pub fn forget(&mut self, key: u64) {
+        if let Some(index) = self.reserved_for.get(&key) {
+            self.dissolve(*index);
+        }
+    }
+
+    /// Up to `count` pages in frames that `eligible` lets go, going around the frames like a clock's hand.
+    pub fn victims(&mut self, count: usize, mut eligible: impl FnMut(PageIndex) -> bool) -> Vec<PageIndex> {
+        let mut victims = Vec::new();
+        for _ in 0..self.frames.len() {
+            if victims.len() == count {
+                break;
+            }
+            self.hand = if self.hand as usize + 1 >= self.frames.len() { 0 } else { self.hand + 1 };
+            if let Some(page) = self.page(FrameIndex(self.hand))
+                && eligible(page)
+            {
+                victims.push(page);
+            }
+        }
+        victims
+    }
+
+    /// All pages that hold a frame.
+    pub fn pages(&self) -> impl Iterator<Item = PageIndex> {
+        self.frames.iter().filter(|frame| frame.page != NO_PAGE).map(|frame| PageIndex(frame.page))
+    }
+
+    fn reserved_frame(&self, key: u64, page: PageIndex) -> Option<FrameIndex> {
+        let index = *self.reserved_for.get(&key)?;
+        let reservation = self.reservations[index as usize].as_ref()?;
+        reservation
+            .pages
+            .contains(page)
+            .then(|| reservation.first.plus(page.0 - reservation.pages.start.0))
+            .filter(|frame| self.frames[frame.index()].page == NO_PAGE)
+    }
+
+    fn occupy(&mut self, frame: FrameIndex, page: PageIndex) {
+        self.frames[frame.index()].page = page.0;
+        self.used += 1;
+    }
+
+    /// Reserves a run for a whole VMA, if that leaves at least half of the pool's headroom to others.
+    fn reserve(&mut self, device: &dyn Device, key: u64, vma: PageRange) -> Result<bool, DeviceError> {
+        let wanted = vma.len();
+        let headroom = self.limit - self.frames.len() as u32 + self.free_frames;
+        if wanted < 2 || wanted > headroom / 2 {
+            return Ok(false);
+        }
+        let fits = |pool: &Self| pool.free_by_length.range((wanted, 0)..).next().map(|&(_, start)| start);
+        let start = match fits(self) {
+            Some(start) => start,
+            None => {
+                if !self.grow(device, wanted)? {
+                    return Ok(false);
+                }
+                match fits(self) {
+                    Some(start) => start,
+                    None => return Ok(false),
+                }
+            }
+        };
+        self.carve(start, wanted);
+        let index = self.reservations.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.reservations.push(None);
+            self.reservations.len() - 1
+        });
+        self.reservations[index] = Some(Reservation { pages: vma, first: FrameIndex(start), key });
+        self.reserved_for.insert(key, index as u32);
+        for frame in &mut self.frames[start as usize..(start + wanted) as usize] {
+            frame.reservation = index as u32 + 1;
+        }
+        Ok(true)
+    }
+
+    fn give_up_reservations(&mut self) {
+        for index in 0..self.reservations.len() as u32 {
+            if self.reservations[index as usize].is_some() {
+                self.dissolve(index);
+            }
+        }
+    }
+
+    fn dissolve(&mut self, index: u32) {
+        let Some(reservation) = self.reservations[index as usize].take() else { return };
+        self.reserved_for.remove(&reservation.key);
+        for frame in reservation.first.0..reservation.first.0 + reservation.pages.len() {
+            self.frames[frame as usize].reservation = 0;
+            if self.frames[frame as usize].page == NO_PAGE {
+                self.add_free(frame, 1);
+            }
+        }
+    }
+
+    /// Adds a slab with room for `frames` contiguous frames. False if the limit or the device does not allow it.
+    fn grow(&mut self, device: &dyn Device, frames: u32) -> Result<bool, DeviceError> {
+        let have = self.frames.len() as u32;
+        let size = frames.max(SLAB_FRAMES).min(self.limit - have);
+        if size < frames || size == 0 {
+            return Ok(false);
+        }
+        let slab = match device.slab(size as usize * PAGE_SIZE) {
+            Ok(slab) => slab,
+            Err(DeviceError::OutOfMemory { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        self.slabs.push(SlabEntry { first: have, frames: size, slab });
+        self.frames.resize((have + size) as usize, Frame { page: NO_PAGE, reservation: 0 });
+        // Slabs are not neighbours on the device, so their runs must not merge: see `add_free`.
+        self.add_free(have, size);
+        Ok(true)
+    }
+
+    fn carve(&mut self, start: u32, count: u32) {
+        let length = self.free.remove(&start).expect("carved from a free run");
+        self.free_by_length.remove(&(length, start));
+        self.free_frames -= count;
+        if length > count {
+            self.free.insert(start + count, length - count);
+            self.free_by_length.insert((length - count, start + count));
+        }
+    }
+
+    fn add_free(&mut self, mut start: u32, mut count: u32) {
+        self.free_frames += count;
+        let is_slab_start = |at: u32| self.slabs.binary_search_by_key(&at, |slab| slab.first).is_ok();
+        if let Some((&before, &length)) = self.free.range(..start).next_back()
+            && before + length == start
+            && !is_slab_start(start)
+        {
+            self.free.remove(&before);
+            self.free_by_length.remove(&(length, before));
+            start = before;
+            count += length;
+        }
+        if let Some(&length) = self.free.get(&(start + count))
+            && !is_slab_start(start + count)
+        {
+            self.free.remove(&(start + count));
+            self.free_by_length.remove(&(length, start + count));
+            count += length;
+        }
+        self.free.insert(start, count);
+        self.free_by_length.insert((count, start));
+    }
+}

@@ -1,0 +1,204 @@
+//! The device side: what a device must offer, and what the runtime keeps for it.
+//!
+//! [`Device`] is the whole of what a port has to write: memory that both sides see, slabs of frames, copies
+//! and dispatches. The page table, the fault queue and the frame pool are plain data structures over that
+//! memory and are the same for every device.
+
+mod frames;
+pub mod layout;
+mod queue;
+mod table;
+pub mod vulkan;
+
+pub use frames::{FramePool, FrameUse};
+pub use queue::{Drained, FaultQueue};
+pub use table::PageTable;
+
+use crate::addr::DeviceAddress;
+use crate::kernel::KernelModule;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a device is and can do.
+#[derive(Clone, Debug)]
+pub struct DeviceInfo {
+    /// The device's name as its driver gives it.
+    pub name: String,
+    /// Driver name and version.
+    pub driver: String,
+    /// Whether it runs on the CPU.
+    pub is_cpu: bool,
+    /// Whether frames are mapped by the host, so that pages are copied straight in.
+    pub host_mapped_frames: bool,
+    /// Bytes of memory that frames may take.
+    pub memory_bytes: u64,
+    /// Bytes of push constants.
+    pub push_constant_bytes: usize,
+    /// Largest number of invocations of a workgroup.
+    pub workgroup_invocations: u32,
+    /// Largest workgroup, by dimension.
+    pub workgroup_size: [u32; 3],
+    /// Largest dispatch in x and y, in workgroups.
+    pub dispatch: [u32; 2],
+}
+
+/// A device operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// No Vulkan loader, or it does not start.
+    #[error(
+        "no usable Vulkan loader: {0}. Install one (Debian: libvulkan1 and mesa-vulkan-drivers) or run through `cargo xtask`"
+    )]
+    NoLoader(String),
+    /// No device that can be used; says why for each.
+    #[error("no suitable Vulkan device{}. vksvm needs Vulkan 1.2 with bufferDeviceAddress, shaderInt64, scalarBlockLayout and timelineSemaphore", list(.0))]
+    NoDevice(Vec<String>),
+    /// The driver is known, or was found, to compute wrong results.
+    #[error(
+        "{device} cannot be trusted: {reason}. Use another driver (VKSVM_DEVICE selects one, `cargo xtask driver` sets one up)"
+    )]
+    BrokenDriver {
+        /// The device's name.
+        device: String,
+        /// What was found.
+        reason: String,
+    },
+    /// The device has no memory left for what was asked.
+    #[error(
+        "out of device memory: {what} needs {bytes} bytes. Free heap memory, lower the frame limit, or use a device with more memory"
+    )]
+    OutOfMemory {
+        /// What the memory was for.
+        what: &'static str,
+        /// How much was asked for.
+        bytes: u64,
+    },
+    /// The device is lost; nothing more can be run on it.
+    #[error("the device is lost ({0}); the heap stays readable, create a new Svm to go on")]
+    Lost(String),
+    /// A kernel could not be made into a pipeline.
+    #[error("the driver refused kernel `{kernel}`: {reason}")]
+    Pipeline {
+        /// The kernel's name.
+        kernel: String,
+        /// What the driver said.
+        reason: String,
+    },
+    /// Any other failed call.
+    #[error("{call} failed: {reason}")]
+    Call {
+        /// The call.
+        call: &'static str,
+        /// What it returned.
+        reason: String,
+    },
+}
+
+fn list(reasons: &[String]) -> String {
+    if reasons.is_empty() {
+        return " (none is present)".into();
+    }
+    reasons.iter().map(|reason| format!("\n  {reason}")).collect::<String>() + "\n"
+}
+
+/// Memory that host and device both read and write, coherently. Freed on drop.
+pub trait SharedMemory: Send + Sync {
+    /// Start of the memory on the host; aligned to at least 64 bytes.
+    fn host(&self) -> NonNull<u8>;
+    /// Start of the memory on the device; aligned to at least 64 bytes.
+    fn address(&self) -> DeviceAddress;
+    /// Size in bytes.
+    fn bytes(&self) -> usize;
+}
+
+/// A slab of frames. Freed on drop.
+pub trait Slab: Send + Sync {
+    /// Start on the device, aligned to a page.
+    fn address(&self) -> DeviceAddress;
+    /// Size in bytes, a multiple of a page.
+    fn bytes(&self) -> usize;
+}
+
+/// A copy between home pages and frames. Both sides are contiguous.
+#[derive(Clone, Copy, Debug)]
+pub struct PageCopy {
+    /// The home side, in the alias.
+    pub host: *mut u8,
+    /// The frame side; wholly inside one slab.
+    pub device: DeviceAddress,
+    /// Bytes, a multiple of a page.
+    pub bytes: usize,
+}
+
+// SAFETY: a description of a copy; the pointer is only followed by `Device::copy_in` and `copy_out`, whose
+// callers promise that the memory is theirs for the time of the call.
+unsafe impl Send for PageCopy {}
+
+/// One dispatch of a kernel over part of a launch's work list.
+#[derive(Debug)]
+pub struct Dispatch<'a> {
+    /// The kernel.
+    pub kernel: &'a KernelModule,
+    /// [`layout::variant`] bits.
+    pub variant: u32,
+    /// Launch block and arguments.
+    pub push: &'a [u8],
+    /// Workgroups to start in x and y.
+    pub groups: [u32; 2],
+}
+
+/// Access to shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SharedUse {
+    /// Mostly written by the host and read by kernels: page table, work lists.
+    HostWrites,
+    /// Mostly written by kernels and read by the host: fault queue, replay map.
+    HostReads,
+}
+
+/// What a port to a new device has to offer. Calls may come from several threads.
+pub trait Device: Send + Sync {
+    /// What it is.
+    fn info(&self) -> &DeviceInfo;
+
+    /// Takes zeroed memory that both sides see.
+    fn shared_memory(&self, bytes: usize, usage: SharedUse) -> Result<Box<dyn SharedMemory>, DeviceError>;
+
+    /// Takes a slab of frames; contents are undefined.
+    fn slab(&self, bytes: usize) -> Result<Arc<dyn Slab>, DeviceError>;
+
+    /// Copies home pages to frames; when it returns, later dispatches see the data.
+    ///
+    /// # Safety
+    /// Every `host` must be readable and every `device` range inside a live slab that no dispatch in flight
+    /// and no other copy uses, for the time of the call.
+    unsafe fn copy_in(&self, copies: &[PageCopy]) -> Result<(), DeviceError>;
+
+    /// Copies frames to home pages, as all dispatches that have been waited for left them.
+    ///
+    /// # Safety
+    /// As for [`Device::copy_in`], with `host` writable.
+    unsafe fn copy_out(&self, copies: &[PageCopy]) -> Result<(), DeviceError>;
+
+    /// Fills frames with zeros, as [`Device::copy_in`] does; `host` is not used.
+    ///
+    /// # Safety
+    /// As for [`Device::copy_in`].
+    unsafe fn fill_zero(&self, fills: &[PageCopy]) -> Result<(), DeviceError>;
+
+    /// Runs a dispatch and waits for its end. Host writes to shared memory made before are visible to it, and
+    /// its writes to shared memory are visible to the host after. Returns the time it took.
+    fn run(&self, dispatch: &Dispatch<'_>) -> Result<Duration, DeviceError>;
+
+    /// Makes the kernel's variant ready to run, so that a bad module fails early.
+    fn prepare(&self, kernel: &KernelModule, variant: u32) -> Result<(), DeviceError>;
+
+    /// Lets go of what was kept for a kernel that will not run again.
+    fn forget(&self, kernel: &KernelModule);
+
+    /// Kernel thread ids of the driver's own threads, for a device that computes on the CPU.
+    fn driver_threads(&self) -> Vec<u32> {
+        Vec::new()
+    }
+}

@@ -1,0 +1,204 @@
+//! Instance, logical device and queue: everything that lives as long as the device.
+
+use super::choose::{self, Chosen};
+use super::validation::Messenger;
+use crate::device::DeviceError;
+use ash::vk;
+use gpu_allocator::vulkan::{Allocator, AllocatorCreateDesc};
+use parking_lot::Mutex;
+use std::ffi::CStr;
+use std::mem::ManuallyDrop;
+
+/// Turns a Vulkan result into an error that names the call.
+pub(super) fn failed(call: &'static str) -> impl Fn(vk::Result) -> DeviceError {
+    move |result| match result {
+        vk::Result::ERROR_DEVICE_LOST => DeviceError::Lost(call.into()),
+        vk::Result::ERROR_OUT_OF_DEVICE_MEMORY | vk::Result::ERROR_OUT_OF_HOST_MEMORY => {
+            DeviceError::OutOfMemory { what: call, bytes: 0 }
+        }
+        other => DeviceError::Call { call, reason: other.to_string() },
+    }
+}
+
+/// The queue and the value that its next submission signals.
+struct Submissions {
+    queue: vk::Queue,
+    next: u64,
+}
+
+/// A logical device with one compute queue and a timeline. Destroyed on drop, after all that was made from it.
+pub(super) struct Context {
+    pub(super) device: ash::Device,
+    pub(super) physical: Chosen,
+    pub(super) allocator: ManuallyDrop<Mutex<Allocator>>,
+    pub(super) messenger: Option<Messenger>,
+    submissions: Mutex<Submissions>,
+    timeline: vk::Semaphore,
+    instance: ash::Instance,
+    // The loader must outlive everything made through it.
+    _entry: ash::Entry,
+}
+
+impl Context {
+    /// Loads Vulkan, picks a device (`wanted`: an index or part of a name) and opens it.
+    pub(super) fn open(wanted: Option<&str>, validation: bool) -> Result<Self, DeviceError> {
+        // SAFETY: loads the system's Vulkan loader, whose initialisers are sound to run.
+        let entry = unsafe { ash::Entry::load() }.map_err(|error| DeviceError::NoLoader(error.to_string()))?;
+        let instance = create_instance(&entry, validation)?;
+        let messenger = match validation.then(|| Messenger::new(&entry, &instance)).transpose() {
+            Ok(messenger) => messenger,
+            Err(error) => {
+                // SAFETY: nothing else was made from the instance.
+                unsafe { instance.destroy_instance(None) };
+                return Err(error);
+            }
+        };
+        let opened = choose::choose(&instance, wanted).and_then(|physical| {
+            let device = create_device(&instance, &physical)?;
+            Ok((physical, device))
+        });
+        let (physical, device) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                drop(messenger);
+                // SAFETY: the messenger, the only child, is gone.
+                unsafe { instance.destroy_instance(None) };
+                return Err(error);
+            }
+        };
+        let mut kind = vk::SemaphoreTypeCreateInfo::default().semaphore_type(vk::SemaphoreType::TIMELINE);
+        let parts = (|| {
+            // SAFETY: the device is live and the create info well formed.
+            let timeline =
+                unsafe { device.create_semaphore(&vk::SemaphoreCreateInfo::default().push_next(&mut kind), None) }
+                    .map_err(failed("vkCreateSemaphore"))?;
+            let allocator = Allocator::new(&AllocatorCreateDesc {
+                instance: instance.clone(),
+                device: device.clone(),
+                physical_device: physical.handle,
+                debug_settings: gpu_allocator::AllocatorDebugSettings::default(),
+                buffer_device_address: true,
+                allocation_sizes: gpu_allocator::AllocationSizes::new(16 << 20, 16 << 20),
+            });
+            match allocator {
+                Ok(allocator) => Ok((timeline, allocator)),
+                Err(error) => {
+                    // SAFETY: just made, used by nobody.
+                    unsafe { device.destroy_semaphore(timeline, None) };
+                    Err(DeviceError::Call { call: "gpu-allocator", reason: error.to_string() })
+                }
+            }
+        })();
+        let (timeline, allocator) = match parts {
+            Ok(parts) => parts,
+            Err(error) => {
+                // SAFETY: nothing made from device or instance is left but the messenger, dropped in between.
+                unsafe { device.destroy_device(None) };
+                drop(messenger);
+                // SAFETY: as above.
+                unsafe { instance.destroy_instance(None) };
+                return Err(error);
+            }
+        };
+        // SAFETY: the family was asked for one queue in `create_device`.
+        let queue = unsafe { device.get_device_queue(physical.queue_family, 0) };
+        Ok(Self {
+            device,
+            physical,
+            allocator: ManuallyDrop::new(Mutex::new(allocator)),
+            messenger,
+            submissions: Mutex::new(Submissions { queue, next: 1 }),
+            timeline,
+            instance,
+            _entry: entry,
+        })
+    }
+
+    /// Submits a recorded command buffer; returns the timeline value that says it is done.
+    pub(super) fn submit(&self, commands: vk::CommandBuffer) -> Result<u64, DeviceError> {
+        let mut submissions = self.submissions.lock();
+        let value = submissions.next;
+        let values = [value];
+        let mut timeline = vk::TimelineSemaphoreSubmitInfo::default().signal_semaphore_values(&values);
+        let commands = [commands];
+        let semaphores = [self.timeline];
+        let submit = vk::SubmitInfo::default()
+            .command_buffers(&commands)
+            .signal_semaphores(&semaphores)
+            .push_next(&mut timeline);
+        // SAFETY: the command buffer is recorded and not in flight (callers own it); the queue is externally
+        // synchronised by the lock.
+        unsafe { self.device.queue_submit(submissions.queue, &[submit], vk::Fence::null()) }
+            .map_err(failed("vkQueueSubmit"))?;
+        submissions.next += 1;
+        Ok(value)
+    }
+
+    /// Waits until the submission with `value` is done.
+    pub(super) fn wait(&self, value: u64) -> Result<(), DeviceError> {
+        let semaphores = [self.timeline];
+        let values = [value];
+        let info = vk::SemaphoreWaitInfo::default().semaphores(&semaphores).values(&values);
+        // SAFETY: the semaphore is a live timeline semaphore.
+        unsafe { self.device.wait_semaphores(&info, u64::MAX) }.map_err(failed("vkWaitSemaphores"))
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: whoever made objects from the device holds an Arc of this context, so all are gone; the device
+        // is idle once waited for. The allocator goes first, since it frees memory of the device; it is not
+        // used afterwards.
+        unsafe {
+            let _ = self.device.device_wait_idle();
+            ManuallyDrop::drop(&mut self.allocator);
+            self.device.destroy_semaphore(self.timeline, None);
+            self.device.destroy_device(None);
+            self.messenger = None;
+            self.instance.destroy_instance(None);
+        }
+    }
+}
+
+fn create_instance(entry: &ash::Entry, validation: bool) -> Result<ash::Instance, DeviceError> {
+    let application = vk::ApplicationInfo::default().engine_name(c"vksvm").api_version(vk::API_VERSION_1_2);
+    let layers: Vec<_> = validation.then_some(c"VK_LAYER_KHRONOS_validation".as_ptr()).into_iter().collect();
+    let extensions: Vec<_> = if validation {
+        vec![vk::EXT_DEBUG_UTILS_NAME.as_ptr(), vk::EXT_VALIDATION_FEATURES_NAME.as_ptr()]
+    } else {
+        Vec::new()
+    };
+    let enabled = [vk::ValidationFeatureEnableEXT::SYNCHRONIZATION_VALIDATION];
+    let mut features = vk::ValidationFeaturesEXT::default().enabled_validation_features(&enabled);
+    let mut info = vk::InstanceCreateInfo::default()
+        .application_info(&application)
+        .enabled_layer_names(&layers)
+        .enabled_extension_names(&extensions);
+    if validation {
+        info = info.push_next(&mut features);
+    }
+    // SAFETY: all pointers in the create info outlive the call.
+    unsafe { entry.create_instance(&info, None) }.map_err(|result| match result {
+        vk::Result::ERROR_LAYER_NOT_PRESENT => DeviceError::Call {
+            call: "vkCreateInstance",
+            reason: "VKSVM_VALIDATION is set, but the Khronos validation layer is not installed (Debian: vulkan-validationlayers)".into(),
+        },
+        other => DeviceError::NoLoader(format!("vkCreateInstance: {other}")),
+    })
+}
+
+fn create_device(instance: &ash::Instance, physical: &Chosen) -> Result<ash::Device, DeviceError> {
+    let priorities = [1.0];
+    let queues =
+        [vk::DeviceQueueCreateInfo::default().queue_family_index(physical.queue_family).queue_priorities(&priorities)];
+    let mut enabled = physical.features.clone();
+    let mut features = enabled.chain();
+    let info = vk::DeviceCreateInfo::default().queue_create_infos(&queues).push_next(&mut features);
+    // SAFETY: the features were reported as supported by this device; all pointers outlive the call.
+    unsafe { instance.create_device(physical.handle, &info, None) }.map_err(failed("vkCreateDevice"))
+}
+
+/// A fixed-size C string of a properties structure.
+pub(super) fn text(raw: &[std::ffi::c_char]) -> String {
+    CStr::from_bytes_until_nul(bytemuck::cast_slice(raw)).map_or_else(|_| String::new(), |s| s.to_string_lossy().into())
+}

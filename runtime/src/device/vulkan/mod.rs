@@ -1,0 +1,174 @@
+//! The Vulkan device. `ash` appears in this module and nowhere else.
+//!
+//! Needs Vulkan 1.2 with buffer device addresses, 64-bit integers, scalar block layout and timeline semaphores. One
+//! compute queue serves dispatches and copies. Locks, in order: the dispatch recorder or the staging buffers, then the
+//! slab map, then the queue or the allocator; none is held across a call out of this module.
+
+mod choose;
+mod commands;
+mod context;
+mod copy;
+mod memory;
+mod pipeline;
+mod probe;
+mod validation;
+
+use super::{Device, DeviceError, DeviceInfo, Dispatch, PageCopy, SharedMemory, SharedUse, Slab};
+use crate::kernel::KernelModule;
+use ash::vk;
+use commands::Recorder;
+use context::Context;
+use copy::Copier;
+use gpu_allocator::MemoryLocation;
+use memory::{Buffer, FrameSlab, MappedBuffer};
+use parking_lot::Mutex;
+use pipeline::Pipelines;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How pages get into frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CopyPath {
+    /// Straight into mapped frames where device and host share memory, through staging elsewhere.
+    #[default]
+    Auto,
+    /// Always through staging buffers and the device's copy commands.
+    Staging,
+}
+
+/// How to open the device.
+#[derive(Clone, Debug, Default)]
+pub struct VulkanOptions {
+    /// Index, or part of the name, of the device to use.
+    pub device: Option<String>,
+    /// Run under the Khronos validation layer with synchronisation validation.
+    pub validation: bool,
+    /// How pages get into frames.
+    pub copy_path: CopyPath,
+}
+
+/// A Vulkan device.
+pub struct VulkanDevice {
+    info: DeviceInfo,
+    context: Arc<Context>,
+    copier: Arc<Copier>,
+    pipelines: Pipelines,
+    dispatcher: Mutex<Recorder>,
+    threads: Vec<u32>,
+}
+
+impl VulkanDevice {
+    /// Opens the best device there is, or the one the options name, and probes it.
+    pub fn open(options: &VulkanOptions) -> Result<Self, DeviceError> {
+        let before = task_ids();
+        let context = Arc::new(Context::open(options.device.as_deref(), options.validation)?);
+        let physical = &context.physical;
+        if physical.is_cpu() {
+            probe::long_loops(&context)?;
+        }
+        let threads = task_ids().into_iter().filter(|task| !before.contains(task)).collect();
+        let mapped = options.copy_path == CopyPath::Auto && physical.is_unified();
+        let limits = &physical.properties.limits;
+        let info = DeviceInfo {
+            name: physical.name(),
+            driver: physical.driver.clone(),
+            is_cpu: physical.is_cpu(),
+            host_mapped_frames: mapped,
+            memory_bytes: physical.local_bytes(),
+            push_constant_bytes: limits.max_push_constants_size as usize,
+            workgroup_invocations: limits.max_compute_work_group_invocations,
+            workgroup_size: limits.max_compute_work_group_size,
+            dispatch: [limits.max_compute_work_group_count[0], limits.max_compute_work_group_count[1]],
+        };
+        Ok(Self {
+            info,
+            copier: Arc::new(Copier::new(&context, mapped)),
+            pipelines: Pipelines::default(),
+            dispatcher: Mutex::new(Recorder::new(&context)?),
+            context,
+            threads,
+        })
+    }
+
+    /// What the validation layers said so far; empty without them.
+    pub fn validation_messages(&self) -> Vec<String> {
+        self.context.messenger.as_ref().map(validation::Messenger::messages).unwrap_or_default()
+    }
+}
+
+impl Device for VulkanDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn shared_memory(&self, bytes: usize, usage: SharedUse) -> Result<Box<dyn SharedMemory>, DeviceError> {
+        let location = match usage {
+            SharedUse::HostWrites => MemoryLocation::CpuToGpu,
+            SharedUse::HostReads => MemoryLocation::GpuToCpu,
+        };
+        Ok(Box::new(MappedBuffer::new(&self.context, "shared memory", bytes.max(64), location)?))
+    }
+
+    fn slab(&self, bytes: usize) -> Result<Arc<dyn Slab>, DeviceError> {
+        let buffer = Arc::new(Buffer::new(&self.context, "frames", bytes, MemoryLocation::GpuOnly)?);
+        if self.info.host_mapped_frames && buffer.mapped().is_none() {
+            return Err(DeviceError::OutOfMemory { what: "frames mapped by the host", bytes: bytes as u64 });
+        }
+        self.copier.add_slab(buffer.clone());
+        let copier = Arc::downgrade(&self.copier);
+        let forget = Box::new(move |address| {
+            if let Some(copier) = copier.upgrade() {
+                copier.remove_slab(address);
+            }
+        });
+        Ok(Arc::new(FrameSlab { buffer, forget }))
+    }
+
+    unsafe fn copy_in(&self, copies: &[PageCopy]) -> Result<(), DeviceError> {
+        // SAFETY: the caller's contract is the same.
+        unsafe { self.copier.copy_in(copies) }
+    }
+
+    unsafe fn copy_out(&self, copies: &[PageCopy]) -> Result<(), DeviceError> {
+        // SAFETY: the caller's contract is the same.
+        unsafe { self.copier.copy_out(copies) }
+    }
+
+    unsafe fn fill_zero(&self, fills: &[PageCopy]) -> Result<(), DeviceError> {
+        // SAFETY: the caller's contract is the same.
+        unsafe { self.copier.fill_zero(fills) }
+    }
+
+    fn run(&self, dispatch: &Dispatch<'_>) -> Result<Duration, DeviceError> {
+        let pipeline = self.pipelines.get(&self.context, dispatch.kernel, dispatch.variant)?;
+        let mut dispatcher = self.dispatcher.lock();
+        let start = Instant::now();
+        dispatcher.run(|device, commands| {
+            // SAFETY: the pipeline is held until `run` has waited; the push constants have the layout's size.
+            unsafe {
+                device.cmd_bind_pipeline(commands, vk::PipelineBindPoint::COMPUTE, pipeline.handle);
+                device.cmd_push_constants(commands, pipeline.layout, vk::ShaderStageFlags::COMPUTE, 0, dispatch.push);
+                device.cmd_dispatch(commands, dispatch.groups[0], dispatch.groups[1], 1);
+            }
+        })?;
+        Ok(start.elapsed())
+    }
+
+    fn prepare(&self, kernel: &KernelModule, variant: u32) -> Result<(), DeviceError> {
+        self.pipelines.get(&self.context, kernel, variant).map(drop)
+    }
+
+    fn forget(&self, kernel: &KernelModule) {
+        self.pipelines.forget(kernel.id);
+    }
+
+    fn driver_threads(&self) -> Vec<u32> {
+        self.threads.clone()
+    }
+}
+
+/// Kernel ids of this process's threads.
+fn task_ids() -> Vec<u32> {
+    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
+    tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok()).collect()
+}

@@ -1,0 +1,46 @@
+//! Kernels: SPIR-V modules that were compiled with `vksvm.glsl`, checked and described.
+
+mod reflect;
+
+pub use reflect::KernelError;
+
+use crate::device::layout::LAUNCH_BYTES;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A kernel's code and what the runtime needs to know of it.
+#[derive(Debug)]
+pub struct KernelModule {
+    /// Unique in the process; names the kernel in fault queue entries.
+    pub id: u32,
+    /// The name it was given, for messages.
+    pub name: String,
+    /// The SPIR-V module.
+    pub words: Vec<u32>,
+    /// Workgroup size, in invocations.
+    pub local_size: [u32; 3],
+    /// Bytes of arguments after the launch block.
+    pub argument_bytes: usize,
+    /// The name of the entry point.
+    pub entry_point: std::ffi::CString,
+}
+
+impl KernelModule {
+    /// Reads and checks a module.
+    pub fn new(name: &str, spirv: &[u8]) -> Result<Self, KernelError> {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let reflected = reflect::reflect(name, spirv)?;
+        Ok(Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            name: name.to_owned(),
+            words: reflected.words,
+            local_size: reflected.local_size,
+            argument_bytes: reflected.push_bytes - LAUNCH_BYTES,
+            entry_point: reflected.entry_point,
+        })
+    }
+
+    /// Invocations of a workgroup.
+    pub fn invocations(&self) -> u32 {
+        self.local_size.iter().product()
+    }
+}

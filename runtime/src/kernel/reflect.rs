@@ -1,0 +1,271 @@
+//! What a SPIR-V module says about itself: entry point, workgroup size, push constants, and whether it was
+//! compiled with `vksvm.glsl`.
+
+use crate::device::layout::{LAUNCH_BYTES, variant};
+use rspirv::binary::{ParseAction, Parser};
+use rspirv::dr::{Instruction, Loader, Module, ModuleHeader, Operand};
+use rspirv::spirv::{Decoration, ExecutionMode, ExecutionModel, Op, StorageClass, Word};
+use std::collections::HashMap;
+use std::ffi::CString;
+
+/// A SPIR-V module cannot be used as a kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// Not SPIR-V, or damaged.
+    #[error("kernel `{kernel}` is not a SPIR-V module that can be read: {reason}")]
+    Malformed {
+        /// The kernel's name.
+        kernel: String,
+        /// What the parser said.
+        reason: String,
+    },
+    /// No compute entry point, or several.
+    #[error("kernel `{kernel}` has {found} compute entry points; it must have one")]
+    EntryPoint {
+        /// The kernel's name.
+        kernel: String,
+        /// How many were found.
+        found: usize,
+    },
+    /// Compiled without the include.
+    #[error(
+        "kernel `{kernel}` does not use vksvm.glsl ({missing}): `#include \"vksvm.glsl\"`, start main() with `if (!vksvm_begin()) return;` and translate every pointer"
+    )]
+    WithoutInclude {
+        /// The kernel's name.
+        kernel: String,
+        /// What is not there.
+        missing: &'static str,
+    },
+    /// The workgroup is larger than the device allows.
+    #[error(
+        "kernel `{kernel}` has workgroups of {size:?}, and the device allows {limit:?} and {invocations} invocations in all"
+    )]
+    WorkgroupTooLarge {
+        /// The kernel's name.
+        kernel: String,
+        /// Its local size.
+        size: [u32; 3],
+        /// The device's limit by dimension.
+        limit: [u32; 3],
+        /// The device's limit in all.
+        invocations: u32,
+    },
+    /// More arguments than push constants.
+    #[error(
+        "kernel `{kernel}` takes {bytes} bytes of arguments, and the device has room for {limit}: pass a pointer to a structure in the heap instead"
+    )]
+    TooManyArguments {
+        /// The kernel's name.
+        kernel: String,
+        /// Bytes of VKSVM_ARGS.
+        bytes: usize,
+        /// Bytes the device has left.
+        limit: usize,
+    },
+    /// The device refused the module.
+    #[error(transparent)]
+    Device(#[from] crate::device::DeviceError),
+}
+
+pub(super) struct Reflected {
+    pub(super) words: Vec<u32>,
+    pub(super) local_size: [u32; 3],
+    pub(super) push_bytes: usize,
+    pub(super) entry_point: CString,
+}
+
+/// Passes instructions on to rspirv's loader, but keeps back `OpExecutionModeId`, which the loader puts
+/// nowhere and fails on.
+struct ExecutionModeIds {
+    loader: Loader,
+    local_size_ids: Vec<Instruction>,
+}
+
+impl rspirv::binary::Consumer for ExecutionModeIds {
+    fn initialize(&mut self) -> ParseAction {
+        self.loader.initialize()
+    }
+    fn finalize(&mut self) -> ParseAction {
+        self.loader.finalize()
+    }
+    fn consume_header(&mut self, header: ModuleHeader) -> ParseAction {
+        self.loader.consume_header(header)
+    }
+    fn consume_instruction(&mut self, instruction: Instruction) -> ParseAction {
+        if instruction.class.opcode == Op::ExecutionModeId {
+            self.local_size_ids.push(instruction);
+            return ParseAction::Continue;
+        }
+        self.loader.consume_instruction(instruction)
+    }
+}
+
+pub(super) fn reflect(kernel: &str, spirv: &[u8]) -> Result<Reflected, KernelError> {
+    let malformed = |reason: String| KernelError::Malformed { kernel: kernel.into(), reason };
+    if !spirv.len().is_multiple_of(4) || spirv.len() < 20 {
+        return Err(malformed(format!("{} bytes is no whole number of words with a header", spirv.len())));
+    }
+    let words: Vec<u32> =
+        spirv.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect();
+    let mut consumer = ExecutionModeIds { loader: Loader::new(), local_size_ids: Vec::new() };
+    Parser::new(bytemuck::cast_slice(&words), &mut consumer).parse().map_err(|state| malformed(state.to_string()))?;
+    let module = consumer.loader.module();
+
+    let entries: Vec<_> = module
+        .entry_points
+        .iter()
+        .filter(|entry| entry.operands.first() == Some(&Operand::ExecutionModel(ExecutionModel::GLCompute)))
+        .collect();
+    let [entry] = entries[..] else {
+        return Err(KernelError::EntryPoint { kernel: kernel.into(), found: entries.len() });
+    };
+    let (Some(Operand::IdRef(function)), Some(Operand::LiteralString(name))) =
+        (entry.operands.get(1), entry.operands.get(2))
+    else {
+        return Err(malformed("its entry point has no name".into()));
+    };
+    let entry_point =
+        CString::new(name.as_str()).map_err(|_| malformed("its entry point's name has a zero byte".into()))?;
+
+    let without = |missing| KernelError::WithoutInclude { kernel: kernel.into(), missing };
+    let has_variant = module.annotations.iter().any(|decoration| {
+        decoration.operands.get(1) == Some(&Operand::Decoration(Decoration::SpecId))
+            && decoration.operands.get(2) == Some(&Operand::LiteralBit32(variant::CONSTANT_ID))
+    });
+    if !has_variant {
+        return Err(without("no variant constant"));
+    }
+    let push_bytes = push_constant_bytes(&module).ok_or_else(|| without("no push constants"))?;
+    if push_bytes < LAUNCH_BYTES {
+        return Err(without("the launch block is missing from the push constants"));
+    }
+    let local_size = local_size(&module, &consumer.local_size_ids, *function)
+        .ok_or_else(|| malformed("it does not say its workgroup size".into()))?;
+    if local_size.contains(&0) {
+        return Err(malformed(format!("its workgroup size is {local_size:?}")));
+    }
+    Ok(Reflected { words, local_size, push_bytes, entry_point })
+}
+
+fn local_size(module: &Module, by_id: &[Instruction], function: Word) -> Option<[u32; 3]> {
+    let of_entry = |mode: &&Instruction| mode.operands.first() == Some(&Operand::IdRef(function));
+    let literal = module.execution_modes.iter().filter(of_entry).find_map(|mode| match mode.operands[1..] {
+        [
+            Operand::ExecutionMode(ExecutionMode::LocalSize),
+            Operand::LiteralBit32(x),
+            Operand::LiteralBit32(y),
+            Operand::LiteralBit32(z),
+        ] => Some([x, y, z]),
+        _ => None,
+    });
+    literal.or_else(|| {
+        by_id.iter().filter(of_entry).find_map(|mode| match mode.operands[1..] {
+            [
+                Operand::ExecutionMode(ExecutionMode::LocalSizeId),
+                Operand::IdRef(x),
+                Operand::IdRef(y),
+                Operand::IdRef(z),
+            ] => Some([constant(module, x)?, constant(module, y)?, constant(module, z)?]),
+            _ => None,
+        })
+    })
+}
+
+fn constant(module: &Module, id: Word) -> Option<u32> {
+    let instruction = module.types_global_values.iter().find(|global| global.result_id == Some(id))?;
+    match instruction.operands.first()? {
+        Operand::LiteralBit32(value) => Some(*value),
+        _ => None,
+    }
+}
+
+/// Size of the push constant block: the end of its furthest member.
+fn push_constant_bytes(module: &Module) -> Option<usize> {
+    let types: HashMap<Word, &Instruction> =
+        module.types_global_values.iter().filter_map(|global| Some((global.result_id?, global))).collect();
+    let variable = module.types_global_values.iter().find(|global| {
+        global.class.opcode == Op::Variable
+            && global.operands.first() == Some(&Operand::StorageClass(StorageClass::PushConstant))
+    })?;
+    let pointer = types.get(&variable.result_type?)?;
+    let Some(Operand::IdRef(block)) = pointer.operands.get(1) else { return None };
+    size_of_type(module, &types, *block, 0)
+}
+
+fn size_of_type(module: &Module, types: &HashMap<Word, &Instruction>, id: Word, depth: u32) -> Option<usize> {
+    if depth > 16 {
+        return None;
+    }
+    let ty = types.get(&id)?;
+    let id_at = |index: usize| match ty.operands.get(index) {
+        Some(Operand::IdRef(id)) => Some(*id),
+        _ => None,
+    };
+    let literal_at = |index: usize| match ty.operands.get(index) {
+        Some(Operand::LiteralBit32(value)) => Some(*value as usize),
+        _ => None,
+    };
+    match ty.class.opcode {
+        Op::TypeInt | Op::TypeFloat => Some(literal_at(0)? / 8),
+        Op::TypePointer => Some(8),
+        Op::TypeVector => Some(size_of_type(module, types, id_at(0)?, depth + 1)? * literal_at(1)?),
+        Op::TypeMatrix => {
+            // Columns of three are padded to four in std430.
+            let column = size_of_type(module, types, id_at(0)?, depth + 1)?;
+            Some(column.next_power_of_two() * literal_at(1)?)
+        }
+        Op::TypeArray => {
+            let length = constant(module, id_at(1)?)? as usize;
+            let stride = module.annotations.iter().find_map(|decoration| match decoration.operands[..] {
+                [
+                    Operand::IdRef(target),
+                    Operand::Decoration(Decoration::ArrayStride),
+                    Operand::LiteralBit32(stride),
+                ] if target == id => Some(stride as usize),
+                _ => None,
+            })?;
+            Some(stride * length)
+        }
+        Op::TypeStruct => {
+            let mut size = 0;
+            for (index, _) in ty.operands.iter().enumerate() {
+                let offset = module.annotations.iter().find_map(|decoration| match decoration.operands[..] {
+                    [
+                        Operand::IdRef(target),
+                        Operand::LiteralBit32(member),
+                        Operand::Decoration(Decoration::Offset),
+                        Operand::LiteralBit32(offset),
+                    ] if target == id && member as usize == index => Some(offset as usize),
+                    _ => None,
+                })?;
+                size = size.max(offset + size_of_type(module, types, id_at(index)?, depth + 1)?);
+            }
+            Some(size)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAXPY: &[u8] = include_bytes!("../../../samples/shaders/spv/saxpy.spv");
+
+    #[test]
+    fn describes_a_kernel_compiled_with_the_include() {
+        let kernel = reflect("saxpy", SAXPY).unwrap();
+        assert_eq!(kernel.local_size, [64, 1, 1]);
+        assert_eq!(kernel.push_bytes - LAUNCH_BYTES, 24);
+        assert_eq!(kernel.entry_point.to_str(), Ok("main"));
+    }
+
+    #[test]
+    fn refuses_what_is_not_spirv_at_every_length() {
+        for end in 0..SAXPY.len().min(2000) {
+            assert!(reflect("cut", &SAXPY[..end]).is_err(), "{end} bytes were taken for a module");
+        }
+        assert!(matches!(reflect("noise", &[7; 400]), Err(KernelError::Malformed { .. })));
+    }
+}
