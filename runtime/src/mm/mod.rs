@@ -1,1 +1,4 @@
 //! The CPU side: address space, VMAs, heap.
+
+pub mod views;
+pub mod vma;

@@ -1,0 +1,392 @@
+//! The VMAs of the heap: which pages are mapped, and with what attributes.
+//!
+//! A plain data structure without locks; the address space holds it under its own lock. Unlike a range
+//! map it never merges neighbours: two VMAs side by side with equal attributes stay two, because a VMA's id
+//! is also a generation: whoever remembers a page together with the id of its VMA can tell later whether
+//! it is still looking at the same mapping.
+//!
+//! Invariants: VMAs are not empty, do not overlap and lie inside the heap; the free extents are exactly the
+//! pages of no VMA; an id is given to one VMA once. Where a VMA is split, **the lower part keeps the id and the
+//! upper part gets a new one**; attributes are kept by both. An operation that fails changes nothing.
+
+mod extents;
+
+use crate::addr::{PageIndex, PageRange};
+use extents::FreeExtents;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Names a VMA; never given twice by one [`VmaMap`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VmaId(pub u64);
+
+/// What CPU and devices may do with a VMA's pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Permission {
+    /// Loads only; a store is a fatal fault.
+    ReadOnly,
+    /// Loads and stores.
+    #[default]
+    ReadWrite,
+}
+
+/// Hints about how a VMA is going to be used: a set of flags, never needed for correctness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Advice(u32);
+
+impl Advice {
+    /// No hint.
+    pub const NONE: Self = Self(0);
+    /// Written rarely: keep copies on every reader.
+    pub const READ_MOSTLY: Self = Self(1 << 0);
+    /// Home is where the pages should stay.
+    pub const PREFER_HOST: Self = Self(1 << 1);
+    /// The device that touches the pages is where they should stay.
+    pub const PREFER_DEVICE: Self = Self(1 << 2);
+    /// Devices are going to touch the pages: map them ahead of the first fault.
+    pub const ACCESSED_BY_DEVICE: Self = Self(1 << 3);
+
+    /// The flags of both.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// The flags of `self` that `other` does not have.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Whether all flags of `other` are set.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// Who made a VMA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum VmaKind {
+    /// The heap's allocator: an arena of small objects or one large allocation.
+    #[default]
+    Heap,
+    /// The program, by mapping pages itself.
+    Mapping,
+}
+
+/// What a VMA's pages have in common. Splitting and moving keep it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub struct VmaAttributes {
+    /// What may be done with the pages.
+    pub permission: Permission,
+    /// Hints.
+    pub advice: Advice,
+    /// Who made it.
+    pub kind: VmaKind,
+    /// A name for error messages and traces.
+    pub name: Option<Arc<str>>,
+}
+
+/// A contiguous range of the heap with one set of attributes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vma {
+    /// Its pages, never empty.
+    pub range: PageRange,
+    /// Its name and generation.
+    pub id: VmaId,
+    /// What its pages have in common.
+    pub attributes: VmaAttributes,
+}
+
+impl Vma {
+    /// What may be done with the pages.
+    pub fn permission(&self) -> Permission {
+        self.attributes.permission
+    }
+
+    /// The hints given.
+    pub fn advice(&self) -> Advice {
+        self.attributes.advice
+    }
+}
+
+/// A VMA operation was refused; nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VmaError {
+    /// The range has no page.
+    #[error("the range at {at} is empty; name at least one page")]
+    Empty {
+        /// Where.
+        at: PageIndex,
+    },
+    /// The range reaches past the heap's end.
+    #[error("{range:?} reach past the heap's {pages} pages")]
+    OutOfHeap {
+        /// The range asked for.
+        range: PageRange,
+        /// Pages there are.
+        pages: u32,
+    },
+    /// Something is mapped there.
+    #[error("{range:?} overlap the VMA of {with:?}; unmap it first or choose another place")]
+    Overlap {
+        /// The range asked for.
+        range: PageRange,
+        /// The first VMA in the way, or the source of a move.
+        with: PageRange,
+    },
+    /// A part of the range is not mapped.
+    #[error("{range:?} are not mapped throughout: {hole:?} belong to no VMA")]
+    Unmapped {
+        /// The range asked for.
+        range: PageRange,
+        /// The first part that belongs to no VMA.
+        hole: PageRange,
+    },
+    /// No free extent is long enough.
+    #[error(
+        "no room for {pages} pages aligned to {align}: {free} pages of the heap are free, {longest} of them in one \
+         piece; unmap something or open a larger heap"
+    )]
+    NoRoom {
+        /// Pages asked for.
+        pages: u32,
+        /// Their alignment in pages.
+        align: u32,
+        /// Free pages in all.
+        free: u32,
+        /// Free pages in the longest extent.
+        longest: u32,
+    },
+}
+
+/// All VMAs of a heap. See the module's page for the rules.
+#[derive(Debug)]
+pub struct VmaMap {
+    by_start: BTreeMap<PageIndex, Vma>,
+    free: FreeExtents,
+    pages: u32,
+    next_id: u64,
+}
+
+impl VmaMap {
+    /// An empty map over a heap of `pages` pages.
+    pub fn new(pages: u32) -> Self {
+        let all = PageRange::of_len(PageIndex(0), pages);
+        Self { by_start: BTreeMap::new(), free: FreeExtents::new(all), pages, next_id: 1 }
+    }
+
+    /// Number of VMAs.
+    pub fn len(&self) -> usize {
+        self.by_start.len()
+    }
+
+    /// Whether nothing is mapped.
+    pub fn is_empty(&self) -> bool {
+        self.by_start.is_empty()
+    }
+
+    /// Pages in VMAs.
+    pub fn mapped_pages(&self) -> u32 {
+        self.pages - self.free.free_pages()
+    }
+
+    /// All VMAs, ascending.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Vma> + ExactSizeIterator {
+        self.by_start.values()
+    }
+
+    /// The VMA that holds `page`.
+    pub fn find(&self, page: PageIndex) -> Option<&Vma> {
+        self.by_start.range(..=page).next_back().map(|(_, vma)| vma).filter(|vma| vma.range.contains(page))
+    }
+
+    /// The VMAs that share a page with `range`, ascending, whole (not clipped).
+    pub fn find_overlapping(&self, range: PageRange) -> impl DoubleEndedIterator<Item = &Vma> {
+        let from = self.find(range.start).map_or(range.start, |vma| vma.range.start);
+        // An empty range lets `from..range.end` run backwards when it lies inside a VMA.
+        let until = if range.is_empty() { from } else { range.end };
+        self.by_start.range(from..until).map(|(_, vma)| vma)
+    }
+
+    /// The part of `range` that belongs to no VMA and lies lowest; `None` if all of it is mapped.
+    pub fn first_hole(&self, range: PageRange) -> Option<PageRange> {
+        let mut at = range.start;
+        for vma in self.find_overlapping(range) {
+            if at < vma.range.start {
+                return Some(PageRange::new(at, vma.range.start));
+            }
+            at = vma.range.end;
+        }
+        (at < range.end).then(|| PageRange::new(at, range.end))
+    }
+
+    /// The lowest free place for `pages` pages at a multiple of `align` pages (1: anywhere), in logarithmic time.
+    /// With an alignment the place may be higher than the lowest if very many free extents lie badly.
+    pub fn find_gap(&self, pages: u32, align: u32) -> Option<PageIndex> {
+        if pages == 0 { None } else { self.free.first_fit(pages, align) }
+    }
+
+    /// Makes a VMA of `range`.
+    ///
+    /// # Errors
+    /// If the range is empty, leaves the heap, or overlaps a VMA.
+    pub fn insert(&mut self, range: PageRange, attributes: VmaAttributes) -> Result<VmaId, VmaError> {
+        self.check(range)?;
+        if let Some(other) = self.find_overlapping(range).next() {
+            return Err(VmaError::Overlap { range, with: other.range });
+        }
+        Ok(self.put(range, attributes))
+    }
+
+    /// Makes a VMA of `pages` pages in the place that [`VmaMap::find_gap`] finds.
+    ///
+    /// # Errors
+    /// If `pages` is zero or there is no room.
+    pub fn insert_lowest(&mut self, pages: u32, align: u32, attributes: VmaAttributes) -> Result<&Vma, VmaError> {
+        if pages == 0 {
+            return Err(VmaError::Empty { at: PageIndex(0) });
+        }
+        let start = self.find_gap(pages, align).ok_or_else(|| VmaError::NoRoom {
+            pages,
+            align,
+            free: self.free.free_pages(),
+            longest: self.free.longest(),
+        })?;
+        self.put(PageRange::of_len(start, pages), attributes);
+        Ok(&self.by_start[&start])
+    }
+
+    /// Unmaps `range` (as munmap does: holes in it are no error), splitting the VMAs at its borders.
+    /// Returns what was taken out, ascending, clipped to `range`.
+    ///
+    /// # Errors
+    /// If the range is empty or leaves the heap.
+    pub fn remove(&mut self, range: PageRange) -> Result<Vec<Vma>, VmaError> {
+        self.check(range)?;
+        self.isolate(range);
+        let starts: Vec<_> = self.by_start.range(range.start..range.end).map(|(&start, _)| start).collect();
+        Ok(starts
+            .into_iter()
+            .filter_map(|start| self.by_start.remove(&start))
+            .inspect(|vma| self.free.give_back(vma.range))
+            .collect())
+    }
+
+    /// Changes what may be done with `range`, splitting VMAs that change in part. VMAs that already have the
+    /// permission are left whole.
+    ///
+    /// # Errors
+    /// If the range is empty, leaves the heap, or is not mapped throughout (as mprotect's ENOMEM).
+    pub fn set_permission(&mut self, range: PageRange, permission: Permission) -> Result<(), VmaError> {
+        self.change(range, |attributes| attributes.permission != permission, |a| a.permission = permission)
+    }
+
+    /// Replaces the hints for `range`, splitting VMAs that change in part.
+    ///
+    /// # Errors
+    /// As [`VmaMap::set_permission`].
+    pub fn set_advice(&mut self, range: PageRange, advice: Advice) -> Result<(), VmaError> {
+        self.change(range, |attributes| attributes.advice != advice, |a| a.advice = advice)
+    }
+
+    /// Moves `range` to the free pages from `to` on (as mremap), VMA borders and attributes included, splitting
+    /// VMAs at its borders. What arrives gets new ids. Returns what was taken out and what was put in, pairwise.
+    ///
+    /// # Errors
+    /// If the range is empty or not mapped throughout, or the target overlaps it or a VMA or leaves the heap.
+    pub fn move_to(&mut self, range: PageRange, to: PageIndex) -> Result<Vec<(Vma, Vma)>, VmaError> {
+        self.check(range)?;
+        if range.len() > self.pages.saturating_sub(to.0) {
+            return Err(VmaError::OutOfHeap { range: PageRange::new(to, PageIndex(u32::MAX)), pages: self.pages });
+        }
+        let target = PageRange::of_len(to, range.len());
+        if let Some(hole) = self.first_hole(range) {
+            return Err(VmaError::Unmapped { range, hole });
+        }
+        if target.overlaps(range) {
+            return Err(VmaError::Overlap { range: target, with: range });
+        }
+        if let Some(other) = self.find_overlapping(target).next() {
+            return Err(VmaError::Overlap { range: target, with: other.range });
+        }
+        let moved = self.remove(range)?;
+        Ok(moved
+            .into_iter()
+            .map(|old| {
+                let start = target.start.plus(old.range.start.0 - range.start.0);
+                let range = PageRange::of_len(start, old.range.len());
+                let id = self.put(range, old.attributes.clone());
+                let new = Vma { range, id, attributes: old.attributes.clone() };
+                (old, new)
+            })
+            .collect())
+    }
+
+    fn check(&self, range: PageRange) -> Result<(), VmaError> {
+        if range.is_empty() {
+            Err(VmaError::Empty { at: range.start })
+        } else if range.end.0 > self.pages {
+            Err(VmaError::OutOfHeap { range, pages: self.pages })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Makes a VMA of pages known to be free.
+    fn put(&mut self, range: PageRange, attributes: VmaAttributes) -> VmaId {
+        self.free.take(range);
+        let id = self.fresh_id();
+        self.by_start.insert(range.start, Vma { range, id, attributes });
+        id
+    }
+
+    fn fresh_id(&mut self) -> VmaId {
+        let id = VmaId(self.next_id);
+        self.next_id += 1;
+        id
+    }
+
+    fn change(
+        &mut self,
+        range: PageRange,
+        differs: impl Fn(&VmaAttributes) -> bool,
+        apply: impl Fn(&mut VmaAttributes),
+    ) -> Result<(), VmaError> {
+        self.check(range)?;
+        if let Some(hole) = self.first_hole(range) {
+            return Err(VmaError::Unmapped { range, hole });
+        }
+        let affected: Vec<PageRange> =
+            self.find_overlapping(range).filter(|vma| differs(&vma.attributes)).map(|vma| vma.range).collect();
+        for whole in affected {
+            let part = whole.intersect(range);
+            self.isolate(part);
+            if let Some(vma) = self.by_start.get_mut(&part.start) {
+                apply(&mut vma.attributes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Splits VMAs so that none crosses a border of `range`.
+    fn isolate(&mut self, range: PageRange) {
+        self.split_at(range.start);
+        self.split_at(range.end);
+    }
+
+    fn split_at(&mut self, page: PageIndex) {
+        let Some(vma) = self.find(page).filter(|vma| vma.range.start < page) else { return };
+        let lower = vma.range.start;
+        let mut upper = vma.clone();
+        upper.range.start = page;
+        upper.id = self.fresh_id();
+        if let Some(vma) = self.by_start.get_mut(&lower) {
+            vma.range.end = page;
+        }
+        self.by_start.insert(page, upper);
+    }
+}
+
+#[cfg(test)]
+mod tests;
