@@ -4,4 +4,6 @@
 pub mod addr;
 pub mod hmm;
 pub mod mm;
+pub mod rank;
+mod sync;
 pub mod track;
