@@ -53,6 +53,7 @@ mod ledger {
 
     crate::sync::thread_local! {
         /// What this thread holds, in the order of taking; the number is the page of a page lock.
+        #[allow(clippy::missing_const_for_thread_local, reason = "the models' macro has no const form")]
         static HELD: RefCell<Vec<(Rank, u32)>> = RefCell::new(Vec::new());
     }
 

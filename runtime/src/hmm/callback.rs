@@ -13,7 +13,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 thread_local! {
+    #[allow(clippy::missing_const_for_thread_local, reason = "the models' macro has no const form")]
     static DEPTH: Cell<usize> = Cell::new(0);
+    #[allow(clippy::missing_const_for_thread_local, reason = "as above")]
     static PUT_OFF: RefCell<Vec<(Arc<Notifiers>, Arc<Entry>)>> = RefCell::new(Vec::new());
 }
 

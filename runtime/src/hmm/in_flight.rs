@@ -131,6 +131,11 @@ impl InFlight {
         word >> START_SHIFT != seq.0 || word & (IN_FLIGHT_MASK | RELEASED) != 0
     }
 
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.word.load(Ordering::Acquire) & IN_FLIGHT_MASK == 0
+    }
+
     #[cold]
     fn wake_all(&self) {
         let sleepers = self.sleepers.lock();

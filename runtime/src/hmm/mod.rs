@@ -90,3 +90,14 @@ pub use mirror::{Mirror, UnregisterError};
 pub use notifier::{Invalidation, Notifiers, Subscription};
 pub use range::Range;
 pub use retry::{Attempt, CollisionRetry, OutOfTime, Outcome, with_retry};
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod figures;
+#[cfg(all(test, loom))]
+mod loom_models;
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod races;
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod stress;
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests;

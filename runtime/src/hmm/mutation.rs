@@ -5,7 +5,7 @@
 
 /// A rule of the protocol, broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code)] // Most are set by the models only, which an ordinary test build leaves out.
+#[allow(dead_code, reason = "set by tests only, some of them by the models only")]
 pub(super) enum Mutation {
     /// Callbacks run first, ranges become invalid afterwards.
     CallbacksBeforeMarking,
@@ -28,26 +28,18 @@ pub(super) const fn mutated(_: Mutation) -> bool {
 }
 
 #[cfg(test)]
-mod set {
-    use super::Mutation;
-    use std::cell::Cell;
-
+std::thread_local! {
     // std's, not the model's: all threads of a model run on the operating system's thread of its test.
-    std::thread_local! {
-        static CURRENT: Cell<Option<Mutation>> = const { Cell::new(None) };
-    }
-
-    pub(in super::super) fn mutated(mutation: Mutation) -> bool {
-        CURRENT.with(|current| current.get() == Some(mutation))
-    }
-
-    #[cfg(any(loom, shuttle))]
-    pub(in super::super) fn mutate(mutation: Option<Mutation>) {
-        CURRENT.with(|current| current.set(mutation));
-    }
+    static CURRENT: std::cell::Cell<Option<Mutation>> = const { std::cell::Cell::new(None) };
 }
 
-#[cfg(all(test, any(loom, shuttle)))]
-pub(super) use set::mutate;
 #[cfg(test)]
-pub(super) use set::mutated;
+pub(super) fn mutated(mutation: Mutation) -> bool {
+    CURRENT.with(|current| current.get() == Some(mutation))
+}
+
+/// Breaks a rule on this thread, or none.
+#[cfg(test)]
+pub(super) fn mutate(mutation: Option<Mutation>) {
+    CURRENT.with(|current| current.set(mutation));
+}

@@ -224,6 +224,12 @@ impl Notifiers {
         self.listeners.load(Ordering::Acquire) != 0
     }
 
+    /// Whether no invalidation is in flight and every entry knows it.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.shards.iter().all(Shard::is_idle)
+    }
+
     /// Puts an entry into its shards, invalid if need be.
     pub(super) fn insert(&self, entry: &Arc<Entry>) {
         for here in entry.shards.iter() {
@@ -338,7 +344,8 @@ fn conflict(new: &Arc<Entry>, other: &Arc<Entry>) -> Option<HmmError> {
 /// An invalidation in flight. Dropping it is its end: what only it made invalid becomes valid again and waiters wake.
 /// Linux: what stands between `mmu_notifier_invalidate_range_start` and `_end`.
 ///
-/// The thread that holds it must not wait for a range over the same pages.
+/// The thread that holds it must not wait for a range over the same pages. Ending it takes a lock of rank
+/// [`Notifiers`](Rank::Notifiers): give the device gate and the update lock back first.
 #[must_use = "dropping it ends the invalidation: change the mapping first"]
 pub struct Invalidation<'n> {
     notifiers: &'n Notifiers,

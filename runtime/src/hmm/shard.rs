@@ -187,6 +187,15 @@ impl Shard {
         });
     }
 
+    /// Whether no flight is listed and no entry counts one.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        let state = self.state.lock();
+        let mut idle = state.flights.is_empty();
+        state.index.for_each(|entry| idle &= entry.validity.is_idle());
+        idle
+    }
+
     /// Takes a flight off the list; what only it made invalid is valid again.
     pub(super) fn shut(&self, here: usize, flight: &Flight) {
         let mut state = self.state.lock();
