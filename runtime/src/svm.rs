@@ -30,6 +30,9 @@ pub enum OpenError {
     Heap(#[from] ViewsError),
     /// CPU accesses cannot be caught.
     #[error(transparent)]
+    Tracker(#[from] track::TrackerUnavailable),
+    /// The tracker did not start.
+    #[error(transparent)]
     Track(#[from] TrackError),
     /// An environment variable or option says what cannot be.
     #[error("{name}={value}: {reason}")]
@@ -139,7 +142,9 @@ impl Builder {
         })?);
         let views = OwnedViews::reserve(self.heap_bytes.unwrap_or(DEFAULT_RESERVATION))?;
         let kind = self.tracker.map_or_else(tracker_from_environment, |kind| Ok(Some(kind)))?;
-        let tracker = track::choose(kind, views.views())?;
+        // SAFETY: the address space owns the views and stops the tracker before it lets go of them; references into the app
+        // view are the heap's to give out, and their holders' accesses are resolved by the address space.
+        let tracker = unsafe { track::choose(kind, views.views(), &track::TrackerOptions::default()) }?;
         let space = AddressSpace::new(views, tracker, counters.clone())?;
         if device.info().is_cpu {
             space.set_driver_threads(device.driver_threads());

@@ -208,7 +208,6 @@ fn state_of(record: u32) -> PageState {
 }
 
 /// Locked pages; unlocks them when dropped.
-#[derive(Debug)]
 pub struct PagesGuard<'a> {
     records: &'a PageRecords,
     range: PageRange,

@@ -15,10 +15,10 @@
 
 use super::coalesce::{PageFault, Span, deduplicate, spans};
 use super::mirror::{CopyList, DeviceMirror};
-use crate::addr::{Access, FrameIndex, PAGE_SIZE, PageIndex, PageRange};
+use crate::addr::{Access, FrameIndex, PageIndex, PageRange};
 use crate::device::DeviceError;
 use crate::device::layout::pte;
-use crate::hmm::{Attempt, Blocking, CollisionRetry, Deadline, Event, Mirror, OutOfTime, RealClock};
+use crate::hmm::{Attempt, Blocking, CollisionRetry, Deadline, Event, Invalidation, Mirror, OutOfTime, Range, RealClock};
 use crate::mm::pages::PageState;
 use crate::mm::space::AddressSpace;
 use crate::mm::vma::{Permission, Vma};
@@ -194,7 +194,7 @@ impl Service {
         let range = registration.range(span.pages).map_err(|error| refuse(error.to_string()))?;
         let clock = self.clock.clone();
         let mut retry = CollisionRetry::new(Deadline::after(&clock, PATIENCE));
-        let space = self.space.clone();
+        let (space, mirror) = (self.space.clone(), self.mirror.clone());
         let home = space.home().clone();
         Counters::add(&self.mirror.counters.ranges, 1);
         loop {
@@ -214,11 +214,11 @@ impl Service {
             let seq = range.begin();
             drop(fast);
             self.want(span, faults);
-            self.quiet_cpu_side(span.pages, &range)?;
+            let bracket = self.quiet_cpu_side(span.pages, &range)?;
             self.plan(span.pages, &current)?;
             self.copy_in()?;
 
-            let mut state = self.mirror.lock();
+            let mut state = mirror.lock();
             if range.retry(seq) {
                 for action in &self.actions {
                     if let Action::Copy(frame) | Action::Zero(frame) = action {
@@ -226,6 +226,7 @@ impl Service {
                     }
                 }
                 drop(state);
+                drop(bracket);
                 drop(pages);
                 drop(slow);
                 Counters::add(&self.mirror.counters.collisions, 1);
@@ -234,6 +235,7 @@ impl Service {
             }
             served.short += self.commit(&mut state, span.pages, &current);
             drop(state);
+            drop(bracket);
             drop(pages);
             drop(slow);
             return Ok(());
@@ -256,8 +258,13 @@ impl Service {
         }
     }
 
-    /// Step 2: after this, neither the CPU nor another device changes the home pages.
-    fn quiet_cpu_side(&self, span: PageRange, range: &crate::hmm::Range<'_>) -> Result<(), ServiceError> {
+    /// Step 2: after this, neither the CPU nor another device changes the home pages. The bracket, if other devices had to let
+    /// go, is to be kept until the entries are written.
+    fn quiet_cpu_side<'r>(
+        &self,
+        span: PageRange,
+        range: &'r Range<'_>,
+    ) -> Result<Option<Invalidation<'r>>, ServiceError> {
         let pages = &self.space.home().pages;
         let own = PageState::Device(self.mirror.number());
         let tracker = self.space.tracker();
@@ -296,13 +303,11 @@ impl Service {
                 Lose::All => tracker.unmap(run)?,
             }
         }
-        if elsewhere {
-            // One bracket for the span; this mirror's own callback is skipped, the other devices bring their data home.
-            range
-                .invalidate_others(span, Event::Migrate, Blocking::Yes)
-                .map_err(|error| ServiceError::Range { pages: span, reason: error.to_string() })?;
-        }
-        Ok(())
+        // One bracket for the span; this mirror's own callback is skipped, the other devices bring their data home.
+        elsewhere
+            .then(|| range.invalidate_others(span, Event::Migrate, Blocking::Yes))
+            .transpose()
+            .map_err(|error| ServiceError::Range { pages: span, reason: error.to_string() })
     }
 
     /// Step 3: decides what each page needs and takes frames.
@@ -446,7 +451,6 @@ impl Service {
         Counters::add(&counters.pages_filled, filled);
         Counters::add(&counters.pages_zero, zero);
         Counters::add(&counters.pages_in, self.copies.pages.len() as u64);
-        let _ = PAGE_SIZE;
         short
     }
 }
