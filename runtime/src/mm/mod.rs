@@ -1,4 +1,5 @@
 //! The CPU side: address space, VMAs, heap.
 
+pub mod heap;
 pub mod views;
 pub mod vma;
