@@ -81,7 +81,8 @@ impl HeapInner {
         };
         let slabs = self.class(class);
         loop {
-            if let Some((place, slot)) = slabs.lock().take() {
+            let taken = slabs.lock().take();
+            if let Some((place, slot)) = taken {
                 let (address, len) = (self.address_of(place), class.slot_bytes() as usize);
                 return Ok(Block { address, len, zero: slot.zero });
             }
@@ -96,11 +97,16 @@ impl HeapInner {
         assert_off_fault_path("frees memory of");
         let place = self.place_of(address).ok_or(HeapError::Foreign { address })?;
         if let Some(class) = SizeClass::of(layout) {
-            let emptied = self.class(class).lock().free(place).map_err(|_| self.diagnose(address, layout))?;
-            if let Some(slab) = emptied {
-                self.pools[class.pool()].give_back(slab);
-            }
-            return Ok(());
+            // A statement of its own: the class's lock is released before anything else is called.
+            let freed = self.class(class).lock().free(place);
+            return match freed {
+                Ok(Some(emptied)) => {
+                    self.pools[class.pool()].give_back(emptied);
+                    Ok(())
+                }
+                Ok(None) => Ok(()),
+                Err(_) => Err(self.diagnose(address, layout)),
+            };
         }
         if place.offset != 0 {
             return Err(self.diagnose(address, layout));
