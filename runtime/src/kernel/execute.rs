@@ -426,6 +426,11 @@ impl Executor {
     fn serve(&mut self, job: &Job, late: Option<u32>) -> Result<bool, LaunchError> {
         let mut entries = std::mem::take(&mut self.entries);
         let result = self.serve_entries(job, late, &entries);
+        if result.is_err() {
+            // Kernels to come must be able to report these pages again.
+            let views = &self.space.home().views;
+            self.service.abandon(entries.iter().filter_map(|entry| views.page_of(VirtAddr(entry.address))));
+        }
         entries.clear();
         self.entries = entries;
         result
