@@ -11,6 +11,8 @@ mod run;
 mod shaders;
 mod test;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -44,8 +46,14 @@ enum Task {
     Ci(ci::Ci),
 }
 
-fn main() -> Result<()> {
-    let Cli { choice, task } = Cli::parse();
+fn main() -> ExitCode {
+    let Err(error) = run(Cli::parse()) else { return ExitCode::SUCCESS };
+    eprintln!("error: {error}");
+    error.chain().skip(1).for_each(|cause| eprintln!("because: {cause}"));
+    ExitCode::FAILURE
+}
+
+fn run(Cli { choice, task }: Cli) -> Result<()> {
     match task {
         Task::Demo(demo) => demo.run(choice),
         Task::Run(run) => run.run(choice),

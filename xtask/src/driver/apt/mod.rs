@@ -132,7 +132,6 @@ impl Apt {
 #clear DPkg::Pre-Install-Pkgs;
 #clear APT::Default-Release;
 #clear APT::Architectures;
-#clear Acquire::IndexTargets::deb;
 Dir::State "{folder}/state";
 Dir::State::lists "lists";
 Dir::State::status "{folder}/state/status";

@@ -25,6 +25,8 @@ impl Source {
     pub(super) fn for_suite(&self, suite: &str, arch: &str) -> String {
         let uris = self.uris.join(" ");
         let mut text = format!("Types: deb\nURIs: {uris}\nSuites: {suite}\nComponents: main\nArchitectures: {arch}\n");
+        // Not the lists of file names and the like that other tools make apt fetch as well.
+        text += "Targets: Packages\n";
         for (name, value) in &self.trust {
             text += &format!("{name}: {value}\n");
         }
@@ -220,7 +222,7 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
         assert_eq!(
             source,
             "Types: deb\nURIs: http://mirror.invalid/debian\nSuites: trixie\nComponents: main\nArchitectures: amd64\n\
-             signed-by: \n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mQ\n -----END PGP PUBLIC KEY BLOCK-----\n"
+             Targets: Packages\nsigned-by: \n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mQ\n -----END PGP PUBLIC KEY BLOCK-----\n"
         );
     }
 }
