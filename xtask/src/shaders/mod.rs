@@ -122,7 +122,9 @@ fn problem(
     if let Some(compiler) = compiler {
         let fresh = scratch.folder.join("fresh.spv");
         compiler.compile(root, source, &fresh)?;
-        compiler.validate(&root.join(&name))?;
+        if let Err(error) = compiler.validate(&root.join(&name)) {
+            return Ok(Some(format!("{error:#}")));
+        }
         if read(&fresh)? != committed {
             return Ok(Some(format!("{}: stale", name.display())));
         }
