@@ -51,11 +51,13 @@ pub(crate) fn has_package(package: &str) -> bool {
     succeeds(cargo().args(["pkgid", "--package", package]))
 }
 
-/// Whether the package has a binary of this name.
-pub(crate) fn has_binary(package: &str, binary: &str) -> bool {
+/// The names of a package's binaries.
+pub(crate) fn binaries(package: &str) -> Vec<String> {
     // `--bin` without a name lists the binaries and builds nothing.
     let listing = cargo().args(["build", "--package", package, "--bin"]).output();
-    listing.is_ok_and(|out| String::from_utf8_lossy(&out.stderr).lines().any(|line| line.trim() == binary))
+    let text = listing.map(|out| String::from_utf8_lossy(&out.stderr).into_owned()).unwrap_or_default();
+    let names = text.lines().skip_while(|line| *line != "Available binaries:").skip(1);
+    names.map(|line| line.trim().to_owned()).filter(|name| !name.is_empty()).collect()
 }
 
 /// Runs a command with this terminal's input and output; fails if it fails.

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::{
@@ -48,6 +48,10 @@ impl Run {
 
 /// Runs a binary of the workspace, built for release, on a device, in the folder the user is in.
 pub(crate) fn program(choice: Choice, package: &str, binary: &str, args: &[String]) -> Result<()> {
+    let known = cargo::binaries(package);
+    if !known.iter().any(|name| name == binary) {
+        bail!("the package `{package}` has no program `{binary}`; it has: {}", known.join(", "));
+    }
     let device = driver::ensure(choice, Profile::Release)?;
     let mut command = cargo::cargo();
     // File names among the arguments are relative to where the user is.

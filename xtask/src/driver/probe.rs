@@ -48,7 +48,7 @@ impl Profile {
 
 /// Runs the probes on the system's own devices, or through `runner` on those it leads to.
 pub(super) fn ask(runner: Option<&Path>, profile: Profile) -> Result<Answer> {
-    if !cargo::has_binary(PACKAGE, BINARY) {
+    if !cargo::binaries(PACKAGE).iter().any(|name| name == BINARY) {
         return Ok(Answer::Unknown);
     }
     let select = ["--package", PACKAGE, "--bin", BINARY];
