@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::{
@@ -33,16 +33,15 @@ impl Demo {
 /// Runs one of the sample programs, optimised, on the device that `cargo xtask driver` finds.
 #[derive(Args)]
 pub(crate) struct Run {
-    /// The sample's name, such as `saxpy`, `raytrace`, `graph`, `info`
-    name: String,
-    /// Its arguments (`--help` lists them)
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    args: Vec<String>,
+    /// The sample's name (`saxpy`, `raytrace`, `graph`, `info`), then its arguments (`--help` lists them)
+    #[arg(required = true, value_name = "NAME [ARGS]", trailing_var_arg = true, allow_hyphen_values = true)]
+    words: Vec<String>,
 }
 
 impl Run {
     pub(crate) fn run(self, choice: Choice) -> Result<()> {
-        program(choice, SAMPLES, &self.name, &self.args)
+        let (name, args) = self.words.split_first().context("no sample named")?;
+        program(choice, SAMPLES, name, args)
     }
 }
 

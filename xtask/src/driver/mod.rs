@@ -125,7 +125,11 @@ pub(crate) fn ensure(choice: Choice, profile: Profile) -> Result<Device> {
                 return Ok(Device { source: Source::System });
             }
             Answer::Unusable(why) if choice.which == Which::System => {
-                bail!("the system has no usable Vulkan device: {why}\n{}", advice::what_to_install(&release));
+                let remedy = match setup::Recipe::here(&release) {
+                    Ok(_) => "`--driver private` sets one up in a cache folder".to_owned(),
+                    Err(_) => advice::what_to_install(&release),
+                };
+                bail!("the system has no usable Vulkan device: {why}\n{remedy}");
             }
             Answer::Unusable(why) => eprintln!("The system's Vulkan is not used: {why}"),
             Answer::Unknown if choice.which == Which::System => return Ok(Device { source: Source::System }),
