@@ -50,7 +50,7 @@ impl Entry {
         Ok(Arc::new(Self { pages, shards: ShardSet::of(pages), validity: InFlight::new(), listener }))
     }
 
-    /// The key that tells entries over the same pages apart.
+    /// What flights name the entry by that they leave alone.
     pub(super) fn key(self: &Arc<Self>) -> usize {
         Arc::as_ptr(self) as usize
     }

@@ -127,7 +127,7 @@ pub(super) struct Shard {
 }
 
 struct State {
-    index: IntervalIndex<Arc<Entry>>,
+    index: IntervalIndex<Entry>,
     flights: Vec<Flight>,
     released: bool,
 }
@@ -148,12 +148,12 @@ impl Shard {
             let over = |flight: &&Flight| flight.pages.overlaps(entry.pages) && flight.counts_for(entry, here);
             state.flights.iter().filter(over).for_each(|_| entry.validity.start());
         }
-        state.index.insert(entry.pages, entry.key(), Arc::clone(entry));
+        state.index.insert(entry.pages, Arc::clone(entry));
     }
 
     /// Takes an entry away; no harm if it is not there.
     pub(super) fn remove(&self, entry: &Arc<Entry>) {
-        let removed = self.state.lock().index.remove(entry.pages, entry.key());
+        let removed = self.state.lock().index.remove(entry.pages, entry);
         // Outside the lock: this may be the last reference.
         drop(removed);
     }
