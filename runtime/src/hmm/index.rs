@@ -18,8 +18,16 @@ use std::sync::Arc;
 const LEAF: usize = 32;
 const NIL: u32 = u32::MAX;
 
-/// Where an interval stands: by start, then by the address of its value, which tells equal intervals apart.
+/// Where an interval stands: by start, then by its value's [`Keyed::key`], which tells equal intervals apart.
 type Order = (u32, usize);
+
+/// A value that can be told from all others.
+pub(super) trait Keyed {
+    /// A number that no other living value has; not zero.
+    fn key(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+}
 
 /// What a query looks at on its way down.
 #[derive(Clone, Copy)]
@@ -48,9 +56,9 @@ struct Item<T> {
     value: Arc<T>,
 }
 
-impl<T> Item<T> {
+impl<T: Keyed> Item<T> {
     fn order(&self) -> Order {
-        (self.start, Arc::as_ptr(&self.value) as usize)
+        (self.start, self.value.key())
     }
 }
 
@@ -64,7 +72,7 @@ pub(super) struct IntervalIndex<T> {
     made: u32,
 }
 
-impl<T> IntervalIndex<T> {
+impl<T: Keyed> IntervalIndex<T> {
     pub(super) fn new() -> Self {
         Self { nodes: Vec::new(), leaves: Vec::new(), free: Vec::new(), root: NIL, made: 0 }
     }
@@ -99,7 +107,7 @@ impl<T> IntervalIndex<T> {
         if self.root == NIL {
             return None;
         }
-        let order = (pages.start.0, Arc::as_ptr(value) as usize);
+        let order = (pages.start.0, value.key());
         let at = self.leaf_of(order);
         let items = &mut self.leaves[at as usize].items;
         let place = items.binary_search_by_key(&order, Item::order).ok()?;
@@ -315,6 +323,8 @@ mod tests {
     use super::*;
     use crate::addr::PageIndex;
     use proptest::prelude::*;
+
+    impl Keyed for usize {}
 
     fn overlapping(index: &IntervalIndex<usize>, pages: PageRange) -> Vec<usize> {
         let mut hits = Vec::new();
