@@ -6,6 +6,7 @@
 #include "vksvm.glsl"
 layout(local_size_x = 8, local_size_y = 8) in;
 
+// Nodes and views are 64 bytes at multiples of 64, so none straddles two pages; triangles and vertices may.
 struct Node {
     vec3 lo;
     uint count;
@@ -22,11 +23,9 @@ struct View {
     vec3 light;
     float floor_;
 };
-const uint NODE_BYTES = 56u;
 const uint TRIANGLE_BYTES = 24u;
 const uint VEC3_BYTES = 12u;
 const uint NORMAL = 12u;
-const uint VIEW_BYTES = 64u;
 
 layout(buffer_reference, scalar, buffer_reference_align = 8) readonly buffer NodeRef { Node value; };
 layout(buffer_reference, scalar, buffer_reference_align = 8) readonly buffer TriangleRef { uint64_t corners[3]; };
@@ -37,6 +36,7 @@ struct Hit {
     float t;
     float u;
     float v;
+    bool back;
     uint64_t triangle;
 };
 
@@ -125,20 +125,20 @@ void meet(uint64_t triangle, vec3 origin, vec3 direction, inout Hit best) {
     precise float sum = u + v;
     if (v < 0.0 || sum > 1.0) return;
     precise float t = dot_(edge2, q) * inverse_;
-    if (t > NEAREST && t < best.t) best = Hit(t, u, v, triangle);
+    if (t > NEAREST && t < best.t) best = Hit(t, u, v, determinant < 0.0, triangle);
 }
 
 // The nearest hit, or any; its triangle is 0 if there is none. While pages are missing, nodes read as zero: their null
 // children are passed over and the rest of the stack is followed all the same, so that one run reports many pages.
 Hit trace(vec3 origin, vec3 direction, bool any_) {
     vec3 inverse_ = vec3(inverse_component(direction.x), inverse_component(direction.y), inverse_component(direction.z));
-    Hit best = Hit(FAR, 0.0, 0.0, 0ul);
+    Hit best = Hit(FAR, 0.0, 0.0, false, 0ul);
     uint64_t stack[STACK];
     uint top = 0u;
     uint64_t at = args.root;
     while (true) {
         if (at != 0ul) {
-            Node node = NodeRef(vksvm_read(at, NODE_BYTES)).value;
+            Node node = NodeRef(vksvm_read(at)).value;
             if (may_hit(node, origin, inverse_, best.t)) {
                 if (node.count == 0u) {
                     bool forward = component(direction, node.axis) >= 0.0;
@@ -187,7 +187,7 @@ Seen surface(View view, vec3 direction, Hit hit) {
     precise float w = 1.0 - hit.u - hit.v;
     precise vec3 sum = normals[0] * vec3(w) + normals[1] * vec3(hit.u) + normals[2] * vec3(hit.v);
     vec3 normal = unit(sum);
-    if (dot_(normal, direction) > 0.0) normal = -normal;
+    if (hit.back) normal = -normal;
     float facing = dot_(normal, view.light);
     precise float dark = 0.28 + 0.12 * normal.y;
     precise float lit = dark + 0.85 * facing;
@@ -210,6 +210,14 @@ Seen sky(vec3 direction) {
     return Seen(colour, colour, vec3(0.0), false);
 }
 
+Seen look(View view, vec3 direction, Hit hit) {
+    precise float floor_ = FAR;
+    if (direction.y < -1e-6) floor_ = (view.floor_ - view.eye.y) * reciprocal(direction.y);
+    if (hit.triangle != 0ul && hit.t < floor_) return surface(view, direction, hit);
+    if (floor_ < FAR) return ground(view, direction, floor_);
+    return sky(direction);
+}
+
 uint channel(float value) {
     value = clamp(value, 1e-6, 1.0);
     precise float scaled = value * inverse_sqrt(value) * 255.0 + 0.5;
@@ -220,17 +228,17 @@ void main() {
     if (!vksvm_begin()) return;
     uvec2 pixel = vksvm_global_id().xy;
     if (pixel.x < args.width && pixel.y < args.height) {
-        View view = ViewRef(vksvm_read(args.view, VIEW_BYTES)).value;
+        View view = ViewRef(vksvm_read(args.view)).value;
         precise vec3 direction = view.corner + view.right * vec3(float(pixel.x)) + view.down * vec3(float(pixel.y));
-        Hit hit = trace(view.eye, direction, false);
-        precise float floor_ = FAR;
-        if (direction.y < -1e-6) floor_ = (view.floor_ - view.eye.y) * reciprocal(direction.y);
-        Seen seen;
-        if (hit.triangle != 0ul && hit.t < floor_) seen = surface(view, direction, hit);
-        else if (floor_ < FAR) seen = ground(view, direction, floor_);
-        else seen = sky(direction);
-        bool lit = seen.faces_light && trace(seen.origin, view.light, true).triangle == 0ul;
-        vec3 colour = lit ? seen.lit : seen.dark;
+        // Two rays, from the eye and towards the light, in a loop: compilers put every call's code in place, and
+        // that of trace() is large.
+        Hit hit = Hit(FAR, 0.0, 0.0, false, 0ul);
+        Seen seen = Seen(vec3(0.0), vec3(0.0), view.eye, true);
+        for (uint ray = 0u; ray < 2u && seen.faces_light; ray++) {
+            hit = trace(seen.origin, ray == 0u ? direction : view.light, ray == 1u);
+            if (ray == 0u) seen = look(view, direction, hit);
+        }
+        vec3 colour = seen.faces_light && hit.triangle == 0ul ? seen.lit : seen.dark;
         uint packed = channel(colour.x) | channel(colour.y) << 8 | channel(colour.z) << 16 | 0xff000000u;
         vksvm_store_u32(args.image + 4ul * (uint64_t(pixel.y) * args.width + pixel.x), packed);
     }

@@ -7,7 +7,7 @@ use allocator_api2::alloc::Allocator;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Eye, picture plane, light and floor. `shaders/raytrace.comp` declares the same structure.
-#[repr(C)]
+#[repr(C, align(64))]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct View {
     /// Where the rays begin.
@@ -110,7 +110,7 @@ fn normals<A: Allocator + Clone>(_scene: &Scene<A>, hit: &Hit) -> [Vec3; 3] {
 fn surface(view: &View, ray: &Ray, hit: &Hit, [a, b, c]: [Vec3; 3]) -> Seen {
     let sum = add(add(scale(a, 1.0 - hit.u - hit.v), scale(b, hit.u)), scale(c, hit.v));
     let mut normal = unit(sum);
-    if dot(normal, ray.direction) > 0.0 {
+    if hit.back {
         normal = scale(normal, -1.0);
     }
     let facing = dot(normal, view.light);

@@ -21,8 +21,8 @@ pub struct Triangle {
     pub corners: [*const Vertex; 3],
 }
 
-/// A node of the hierarchy. A leaf has `count` triangles, an inner node two children.
-#[repr(C)]
+/// A node of the hierarchy. A leaf has `count` triangles, an inner node two children. It fills a cache line.
+#[repr(C, align(64))]
 #[derive(Debug)]
 pub struct Node {
     /// Smallest coordinates of what is below.
@@ -43,7 +43,7 @@ pub struct Node {
 const _: () = {
     assert!(size_of::<Vertex>() == 24 && offset_of!(Vertex, normal) == 12);
     assert!(size_of::<Triangle>() == 24);
-    assert!(size_of::<Node>() == 56 && offset_of!(Node, count) == 12 && offset_of!(Node, hi) == 16);
+    assert!(size_of::<Node>() == 64 && offset_of!(Node, count) == 12 && offset_of!(Node, hi) == 16);
     assert!(offset_of!(Node, axis) == 28 && offset_of!(Node, children) == 32 && offset_of!(Node, triangles) == 48);
 };
 

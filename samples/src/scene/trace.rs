@@ -24,6 +24,8 @@ pub struct Hit {
     pub u: f32,
     /// Weight of its third.
     pub v: f32,
+    /// Whether the ray came from the side from which the corners run clockwise.
+    pub back: bool,
     /// The triangle.
     pub triangle: *const Triangle,
 }
@@ -59,7 +61,7 @@ unsafe fn trace(root: *const Node, ray: &Ray, any: bool) -> Hit {
         let d = if d.abs() < STEEPEST { if d < 0.0 { -STEEPEST } else { STEEPEST } } else { d };
         reciprocal(d)
     });
-    let mut best = Hit { t: FAR, u: 0.0, v: 0.0, triangle: null() };
+    let mut best = Hit { t: FAR, u: 0.0, v: 0.0, back: false, triangle: null() };
     let mut stack = [null(); DEEPEST + 4];
     let mut top = 0;
     let mut at = root;
@@ -133,7 +135,7 @@ unsafe fn meet(triangle: *const Triangle, ray: &Ray, best: &mut Hit) {
     }
     let t = dot(edge2, q) * inverse;
     if t > NEAREST && t < best.t {
-        *best = Hit { t, u, v, triangle };
+        *best = Hit { t, u, v, back: determinant < 0.0, triangle };
     }
 }
 
@@ -178,7 +180,7 @@ pub(super) mod tests {
     }
 
     pub(in crate::scene) fn closest_by_force<A: Allocator + Clone>(scene: &Scene<A>, ray: &Ray) -> Option<Hit> {
-        let mut best = Hit { t: FAR, u: 0.0, v: 0.0, triangle: null() };
+        let mut best = Hit { t: FAR, u: 0.0, v: 0.0, back: false, triangle: null() };
         for triangle in &scene.triangles {
             // SAFETY: the scene is alive and borrowed.
             unsafe { meet(triangle, ray, &mut best) };
