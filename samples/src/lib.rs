@@ -14,7 +14,7 @@
 #![warn(missing_docs)]
 
 pub mod device;
-//GRAPH pub mod graph;
+pub mod graph;
 pub mod input;
 pub mod mesh;
 pub mod progress;

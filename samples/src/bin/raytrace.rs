@@ -69,7 +69,11 @@ fn run(options: &Options) -> Result<String> {
     let first = studio.picture("first picture", 1)?;
     let absent = studio.absent_pages();
     let mut allowed = studio.scene.bend();
-    println!("\nthe CPU bent the mesh: it wrote to {} of {} pages of the scene", allowed.len(), studio.scene.pages().len());
+    println!(
+        "\nthe CPU bent the mesh: it wrote to {} of {} pages of the scene",
+        allowed.len(),
+        studio.scene.pages().len()
+    );
     let second = studio.picture("second picture", 2)?;
 
     // What may move: what the CPU wrote, what it read of what the device had written, and what was never needed before.

@@ -55,7 +55,8 @@ pub(super) fn parse(file: &Path, mut bytes: &[u8]) -> Result<Mesh, InputError> {
         InputError { file: file.to_owned(), line: error.line(), message: format!("malformed PLY: {text}") }
     })?;
     let element = |name: &str| {
-        let missing = || InputError::new(file, format!("a PLY mesh has elements `vertex` and `face`, here is no `{name}`"));
+        let missing =
+            || InputError::new(file, format!("a PLY mesh has elements `vertex` and `face`, here is no `{name}`"));
         ply.payload.get(name).ok_or_else(missing)
     };
     let mut mesh = Mesh { positions: Vec::new(), triangles: Vec::new() };
@@ -142,7 +143,10 @@ mod tests {
             (header("ascii", 3, 0) + points, "mesh: no triangles in it"),
             (header("ascii", 1, 0) + "1e30 0 0\n", "mesh: vertex 0 is out of range"),
             (header("ascii", 1, 0).replace("float z", "float w") + "0 0 0\n", "mesh: element `vertex` lacks"),
-            (header("ascii", 1, 0).replace("element face", "element cell") + "0 0 0\n", "mesh: a PLY mesh has elements"),
+            (
+                header("ascii", 1, 0).replace("element face", "element cell") + "0 0 0\n",
+                "mesh: a PLY mesh has elements",
+            ),
         ];
         for (text, start) in cases {
             let error = parse(&text).unwrap_err();

@@ -147,7 +147,8 @@ fn fitted(mesh: &Mesh) -> Vec<Vec3> {
     let place = |position: Vec3| {
         std::array::from_fn(|axis| {
             // Centred, but standing on the floor.
-            let origin = if axis == 1 { f64::from(lo[1]) } else { f64::midpoint(f64::from(lo[axis]), f64::from(hi[axis])) };
+            let origin =
+                if axis == 1 { f64::from(lo[1]) } else { f64::midpoint(f64::from(lo[axis]), f64::from(hi[axis])) };
             let value = (f64::from(position[axis]) - origin) * factor;
             (if axis == 1 { value - 1.0 } else { value }) as f32
         })
@@ -165,7 +166,8 @@ struct Item {
 impl Item {
     fn all(mesh: &Mesh, vertices: &[Vertex]) -> Vec<Self> {
         let item = |corners: &[u32; 3]| {
-            let bounds = corners.iter().fold(Bounds::EMPTY, |all, &corner| all.with(vertices[corner as usize].position));
+            let bounds =
+                corners.iter().fold(Bounds::EMPTY, |all, &corner| all.with(vertices[corner as usize].position));
             let centre = std::array::from_fn(|axis| f32::midpoint(bounds.lo[axis], bounds.hi[axis]));
             Self { bounds, centre }
         };
@@ -186,15 +188,9 @@ struct Builder<'a, A: Allocator + Clone, F> {
 impl<A: Allocator + Clone, F: FnMut(usize)> Builder<'_, A, F> {
     /// Makes the node over `order[span]`, and all below it.
     fn node(&mut self, span: std::ops::Range<usize>, depth: usize) -> Option<*mut Node> {
-        let bounds = self.order[span.clone()].iter().fold(Bounds::EMPTY, |all, &item| all.union(self.items[item].bounds));
-        let node = Node {
-            lo: bounds.lo,
-            count: 0,
-            hi: bounds.hi,
-            axis: 0,
-            children: [null(); 2],
-            triangles: null(),
-        };
+        let bounds =
+            self.order[span.clone()].iter().fold(Bounds::EMPTY, |all, &item| all.union(self.items[item].bounds));
+        let node = Node { lo: bounds.lo, count: 0, hi: bounds.hi, axis: 0, children: [null(); 2], triangles: null() };
         let node = Box::into_raw(Box::try_new_in(node, self.scene.allocator.clone()).ok()?);
         self.scene.nodes.push(node);
         let split = if span.len() <= LEAF || depth == DEEPEST { None } else { self.split(span.clone(), depth) };
@@ -222,7 +218,8 @@ impl<A: Allocator + Clone, F: FnMut(usize)> Builder<'_, A, F> {
     /// Orders `order[span]` in two parts and says along which axis and where the second begins; `None` if all
     /// triangles have the same centre.
     fn split(&mut self, span: std::ops::Range<usize>, depth: usize) -> Option<(usize, usize)> {
-        let centres = self.order[span.clone()].iter().fold(Bounds::EMPTY, |all, &item| all.with(self.items[item].centre));
+        let centres =
+            self.order[span.clone()].iter().fold(Bounds::EMPTY, |all, &item| all.with(self.items[item].centre));
         let extent = sub(centres.hi, centres.lo);
         let widest = (0..3).max_by(|&a, &b| extent[a].total_cmp(&extent[b]))?;
         if extent[widest] <= 0.0 {
@@ -230,7 +227,8 @@ impl<A: Allocator + Clone, F: FnMut(usize)> Builder<'_, A, F> {
         }
         let (items, order) = (&self.items, &mut self.order[span.clone()]);
         if depth < BALANCED_FROM {
-            let best = (0..3).filter(|&axis| extent[axis] > 0.0).filter_map(|axis| cheapest(items, order, &centres, axis));
+            let best =
+                (0..3).filter(|&axis| extent[axis] > 0.0).filter_map(|axis| cheapest(items, order, &centres, axis));
             if let Some((_, axis, bin)) = best.min_by(|a, b| a.0.total_cmp(&b.0)) {
                 let side = |&item: &usize| bin_of(&items[item], &centres, axis) >= bin;
                 order.sort_by_key(side);
@@ -238,7 +236,9 @@ impl<A: Allocator + Clone, F: FnMut(usize)> Builder<'_, A, F> {
             }
         }
         let half = order.len() / 2;
-        order.select_nth_unstable_by(half, |&a, &b| items[a].centre[widest].total_cmp(&items[b].centre[widest]).then(a.cmp(&b)));
+        order.select_nth_unstable_by(half, |&a, &b| {
+            items[a].centre[widest].total_cmp(&items[b].centre[widest]).then(a.cmp(&b))
+        });
         Some((widest, span.start + half))
     }
 }

@@ -180,7 +180,8 @@ mod tests {
         let scene = Scene::build(&patch(8), Global, |_| {}).unwrap();
         for (width, height) in [(64, 64), (200, 50), (50, 200)] {
             let view = View::of_the_cube(width, height);
-            let middle = add(add(view.corner, scale(view.right, width as f32 / 2.0)), scale(view.down, height as f32 / 2.0));
+            let middle =
+                add(add(view.corner, scale(view.right, width as f32 / 2.0)), scale(view.down, height as f32 / 2.0));
             assert!(closest_hit(&scene, &Ray { origin: view.eye, direction: middle }).is_some());
         }
     }
