@@ -1,4 +1,11 @@
-//! Shared virtual memory for Vulkan.
+//! Shared virtual memory for Vulkan: compute shaders follow the CPU's pointers.
+//!
+//! A program keeps its data in ordinary structures with ordinary pointers, in memory from [`Heap`]. Kernels, compute shaders
+//! compiled with `vksvm.glsl`, dereference the same pointers. Pages move to the device when a kernel misses them
+//! and home when the CPU touches them.
+//!
+//! Start with [`Svm`]; the README has a complete example. The modules below it can be used on their own by who ports the runtime
+//! to another device: [`hmm`] is the range protocol, [`device`] what a device has to offer.
 #![deny(missing_docs)]
 
 pub mod addr;
@@ -6,4 +13,17 @@ pub mod device;
 pub mod hmm;
 pub mod kernel;
 pub mod mm;
+pub mod observe;
+pub mod rank;
+pub mod service;
+mod svm;
+mod sync;
 pub mod track;
+
+pub use device::layout::{GLSL_INCLUDE, GLSL_LAYOUT};
+pub use kernel::{Kernel, KernelError, Launch, LaunchError, LaunchReport, Pending, Scope};
+pub use mm::heap::{Heap, HeapError, SvmBox, SvmMap, SvmVec};
+pub use mm::pages::{PageInfo, PageState};
+pub use observe::Stats;
+pub use svm::{Builder, Info, OpenError, Svm};
+pub use track::TrackerKind;

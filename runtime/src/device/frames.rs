@@ -9,7 +9,7 @@
 
 use super::{Device, DeviceError, Slab};
 use crate::addr::{DeviceAddress, FrameIndex, PAGE_SIZE, PageIndex, PageRange};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Smallest slab asked of the device, in frames: 16 MiB.
@@ -37,7 +37,6 @@ struct SlabEntry {
 struct Reservation {
     pages: PageRange,
     first: FrameIndex,
-    key: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -56,7 +55,8 @@ pub struct FramePool {
     free: BTreeMap<u32, u32>,
     free_by_length: BTreeSet<(u32, u32)>,
     reservations: Vec<Option<Reservation>>,
-    reserved_for: HashMap<u64, u32>,
+    /// Index of a reservation by its first page. VMAs do not overlap, and neither do these.
+    reserved_for: BTreeMap<u32, u32>,
     free_frames: u32,
     used: u32,
     hand: u32,
@@ -72,7 +72,7 @@ impl FramePool {
             free: BTreeMap::new(),
             free_by_length: BTreeSet::new(),
             reservations: Vec::new(),
-            reserved_for: HashMap::new(),
+            reserved_for: BTreeMap::new(),
             free_frames: 0,
             used: 0,
             hand: 0,
@@ -104,25 +104,20 @@ impl FramePool {
         (page != NO_PAGE).then_some(PageIndex(page))
     }
 
-    /// Takes a frame for `page` of the VMA `key` with extent `vma`; `None` if the pool is at its limit and
-    /// nothing is free.
+    /// Takes a frame for `page` of the VMA with extent `vma`; `None` if the pool is at its limit and nothing is
+    /// free.
     pub fn place(
         &mut self,
         device: &dyn Device,
-        key: u64,
         vma: PageRange,
         page: PageIndex,
     ) -> Result<Option<FrameIndex>, DeviceError> {
-        if let Some(frame) = self.reserved_frame(key, page) {
+        if self.reservation_of(page).is_none() && !self.reserved_for.contains_key(&vma.start.0) {
+            self.reserve(device, vma)?;
+        }
+        if let Some(frame) = self.reserved_frame(page) {
             self.occupy(frame, page);
             return Ok(Some(frame));
-        }
-        if !self.reserved_for.contains_key(&key) && self.reserve(device, key, vma)? {
-            let frame = self.reserved_frame(key, page);
-            if let Some(frame) = frame {
-                self.occupy(frame, page);
-                return Ok(frame.into());
-            }
         }
         if self.free.is_empty() && !self.grow(device, 1)? {
             self.give_up_reservations();
@@ -144,10 +139,12 @@ impl FramePool {
         }
     }
 
-    /// Ends the reservation of a VMA that is gone.
-    pub fn forget(&mut self, key: u64) {
-        if let Some(index) = self.reserved_for.get(&key) {
-            self.dissolve(*index);
+    /// Ends the reservations of VMAs that are gone. What their frames hold stays.
+    pub fn forget(&mut self, pages: PageRange) {
+        let first = self.reservation_of(pages.start).map_or(pages.start.0, |(start, _)| start);
+        let gone: Vec<u32> = self.reserved_for.range(first..pages.end.0).map(|(_, &index)| index).collect();
+        for index in gone {
+            self.dissolve(index);
         }
     }
 
@@ -173,14 +170,17 @@ impl FramePool {
         self.frames.iter().filter(|frame| frame.page != NO_PAGE).map(|frame| PageIndex(frame.page))
     }
 
-    fn reserved_frame(&self, key: u64, page: PageIndex) -> Option<FrameIndex> {
-        let index = *self.reserved_for.get(&key)?;
+    /// The reservation that covers `page`, with its first page.
+    fn reservation_of(&self, page: PageIndex) -> Option<(u32, &Reservation)> {
+        let (&start, &index) = self.reserved_for.range(..=page.0).next_back()?;
         let reservation = self.reservations[index as usize].as_ref()?;
-        reservation
-            .pages
-            .contains(page)
-            .then(|| reservation.first.plus(page.0 - reservation.pages.start.0))
-            .filter(|frame| self.frames[frame.index()].page == NO_PAGE)
+        reservation.pages.contains(page).then_some((start, reservation))
+    }
+
+    fn reserved_frame(&self, page: PageIndex) -> Option<FrameIndex> {
+        let (_, reservation) = self.reservation_of(page)?;
+        let frame = reservation.first.plus(page.0 - reservation.pages.start.0);
+        (self.frames[frame.index()].page == NO_PAGE).then_some(frame)
     }
 
     fn occupy(&mut self, frame: FrameIndex, page: PageIndex) {
@@ -189,7 +189,7 @@ impl FramePool {
     }
 
     /// Reserves a run for a whole VMA, if that leaves at least half of the pool's headroom to others.
-    fn reserve(&mut self, device: &dyn Device, key: u64, vma: PageRange) -> Result<bool, DeviceError> {
+    fn reserve(&mut self, device: &dyn Device, vma: PageRange) -> Result<bool, DeviceError> {
         let wanted = vma.len();
         let headroom = self.limit - self.frames.len() as u32 + self.free_frames;
         if wanted < 2 || wanted > headroom / 2 {
@@ -213,8 +213,8 @@ impl FramePool {
             self.reservations.push(None);
             self.reservations.len() - 1
         });
-        self.reservations[index] = Some(Reservation { pages: vma, first: FrameIndex(start), key });
-        self.reserved_for.insert(key, index as u32);
+        self.reservations[index] = Some(Reservation { pages: vma, first: FrameIndex(start) });
+        self.reserved_for.insert(vma.start.0, index as u32);
         for frame in &mut self.frames[start as usize..(start + wanted) as usize] {
             frame.reservation = index as u32 + 1;
         }
@@ -231,7 +231,7 @@ impl FramePool {
 
     fn dissolve(&mut self, index: u32) {
         let Some(reservation) = self.reservations[index as usize].take() else { return };
-        self.reserved_for.remove(&reservation.key);
+        self.reserved_for.remove(&reservation.pages.start.0);
         for frame in reservation.first.0..reservation.first.0 + reservation.pages.len() {
             self.frames[frame as usize].reservation = 0;
             if self.frames[frame as usize].page == NO_PAGE {

@@ -12,7 +12,7 @@ pub mod vulkan;
 
 pub use frames::{FramePool, FrameUse};
 pub use queue::{Drained, FaultQueue};
-pub use table::PageTable;
+pub use table::{PageTable, frame_of};
 
 use crate::addr::DeviceAddress;
 use crate::kernel::KernelModule;

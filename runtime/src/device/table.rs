@@ -64,6 +64,11 @@ impl PageTable {
         self.entry(page).fetch_and(!flags, Ordering::AcqRel)
     }
 
+    /// Sets flag bits.
+    pub fn set_flags(&self, page: PageIndex, flags: u64) {
+        self.entry(page).fetch_or(flags, Ordering::AcqRel);
+    }
+
     /// Makes the entry invalid, returning it as it was, with the accessed and dirty bits of that moment.
     pub fn take(&self, page: PageIndex) -> u64 {
         self.entry(page).swap(0, Ordering::AcqRel)

@@ -1,7 +1,13 @@
 //! Kernels: SPIR-V modules that were compiled with `vksvm.glsl`, checked and described.
 
+mod error;
+pub(crate) mod execute;
+mod launch;
 mod reflect;
 
+pub use error::{FaultReason, KernelFault, LaunchError};
+pub use execute::LaunchReport;
+pub use launch::{Kernel, Launch, Pending, Scope};
 pub use reflect::KernelError;
 
 use crate::device::layout::LAUNCH_BYTES;

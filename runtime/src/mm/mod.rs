@@ -1,4 +1,7 @@
-//! The CPU side: address space, VMAs, heap.
+//! The CPU side: address space, page records, VMAs, heap.
 
+pub mod heap;
+pub mod pages;
+pub mod space;
 pub mod views;
 pub mod vma;

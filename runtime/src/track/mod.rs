@@ -19,13 +19,20 @@
 //! **I1**: handler threads run with [`FaultPathGuard`] held: code on them neither allocates from, locks
 //! around nor touches the app view.
 
+mod choose;
 mod guard;
+mod process;
+mod runs;
 pub mod sigsegv;
+#[cfg(test)]
+mod tests;
+mod threads;
 pub mod uffd;
 
+pub use choose::{TrackerOptions, TrackerUnavailable, choose};
 pub use guard::{FaultPathGuard, on_fault_path};
 
-use crate::addr::{Access, PageIndex, PageRange};
+use crate::addr::{Access, PAGE_SHIFT, PageIndex, PageRange};
 use std::sync::Arc;
 
 /// The two mappings of one memfd. Lives as long as the heap; a tracker borrows it by copy.
@@ -39,6 +46,24 @@ pub struct Views {
     pub pages: u32,
     /// The memfd behind both.
     pub memfd: std::os::fd::RawFd,
+}
+
+impl Views {
+    /// Every page of the reservation.
+    pub fn all(self) -> PageRange {
+        PageRange::of_len(PageIndex(0), self.pages)
+    }
+
+    /// Where `page` starts in the app view.
+    pub fn app_address(self, page: PageIndex) -> usize {
+        self.app + (page.index() << PAGE_SHIFT)
+    }
+
+    /// The page that `address` of the app view lies in, if it does.
+    pub fn app_page(self, address: usize) -> Option<PageIndex> {
+        let page = address.checked_sub(self.app)? >> PAGE_SHIFT;
+        u32::try_from(page).ok().filter(|&page| page < self.pages).map(PageIndex)
+    }
 }
 
 /// What the app view allows for a page.
@@ -91,6 +116,12 @@ pub struct TrackError {
     pub remedy: &'static str,
 }
 
+impl TrackError {
+    fn new(operation: &'static str, pages: PageRange, source: impl Into<std::io::Error>, remedy: &'static str) -> Self {
+        Self { operation, pages, source: source.into(), remedy }
+    }
+}
+
 /// Which mechanism catches CPU accesses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TrackerKind {
@@ -108,6 +139,24 @@ impl std::fmt::Display for TrackerKind {
         })
     }
 }
+
+impl std::str::FromStr for TrackerKind {
+    type Err = UnknownTracker;
+
+    /// Accepts `userfaultfd`, `uffd` and `sigsegv`.
+    fn from_str(name: &str) -> Result<Self, UnknownTracker> {
+        match name {
+            "userfaultfd" | "uffd" => Ok(Self::Userfaultfd),
+            "sigsegv" => Ok(Self::Sigsegv),
+            _ => Err(UnknownTracker(name.into())),
+        }
+    }
+}
+
+/// No tracker has this name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no tracker is called `{0}`: say `userfaultfd` (or `uffd`) or `sigsegv`")]
+pub struct UnknownTracker(String);
 
 /// Catches CPU accesses to the app view. See the module's page for what each call guarantees.
 ///
@@ -131,13 +180,18 @@ pub trait Tracker: Send + Sync {
     /// Makes every access to `pages` fault.
     fn unmap(&self, pages: PageRange) -> Result<(), TrackError>;
 
-    /// Makes `pages` accessible, populating those that have no memory yet with zeros.
-    /// Pages already accessible as asked are left alone.
+    /// Makes `pages` accessible as `protection` says, no less and no more, populating those that have
+    /// no memory yet with zeros (at once, or as they are touched). Pages already accessible as asked are
+    /// left alone. A page whose [`unit`](Tracker::unit) is larger becomes accessible when every page
+    /// of the unit has been mapped.
+    ///
+    /// From within a [`FaultHandler`] this is also fine while another thread calls [`Tracker::stop`].
     fn map(&self, pages: PageRange, protection: Protection) -> Result<(), TrackError>;
 
     /// The pages that share a unit of protection with `page`: usually the page alone, more where a
     /// tracker had to coarsen (the SIGSEGV tracker near the kernel's limit of mappings). A handler makes
-    /// the whole span accessible at once.
+    /// the whole span accessible at once: the unit allows what its strictest page allows. Units may grow
+    /// at any time; the fault that then follows is reported with the larger unit.
     fn unit(&self, page: PageIndex) -> PageRange;
 
     /// Faults reported so far.

@@ -1,0 +1,512 @@
+//! The executor: runs launches one after the other, in replay mode.
+//!
+//! A launch is a work list of workgroup ids, cut into slices so that shootdowns, which wait for the dispatch in flight, stay
+//! short. Each slice goes through passes until no workgroup is left:
+//!
+//! ```text
+//! idempotent:      real pass ──▶ faults? ──▶ service ──▶ real pass over the replay list …
+//! not idempotent:  probe (stores vanish) ──▶ faults? ──▶ service ──▶ probe again …
+//!                  └─ none: real pass, the gate still closed, so that nothing was taken away in between
+//! ```
+//!
+//! A workgroup that faults in the real pass after it stored cannot be run again: late fault, an error (I6). One that faulted and
+//! stored nothing is replayed.
+//!
+//! Progress (I7): what was serviced for the current list is not evicted, nor what it used. If frames run out all the same,
+//! the list is cut in half, in the end to one workgroup; if that does not fit, the launch fails and says so. If the CPU keeps taking
+//! pages away faster than a list can use them, the next round holds the address space's lock, which holds CPU faults off until
+//! the dispatch is done.
+
+use super::KernelModule;
+use super::error::{FaultReason, KernelFault, LaunchError};
+use crate::addr::{Access, PageIndex, VirtAddr};
+use crate::device::layout::{Control, FaultEntry, LAUNCH_LISTED, LaunchBlock, fault_flags, variant};
+use crate::device::{DeviceError, Dispatch, FaultQueue, SharedMemory, SharedUse};
+use crate::hmm::Mirror;
+use crate::mm::heap::Heap;
+use crate::mm::space::AddressSpace;
+use crate::mm::vma::Permission;
+use crate::observe::{Counters, Stats};
+use crate::service::{DeviceMirror, PageFault, Service};
+use crossbeam_channel::{Receiver, Sender};
+use std::collections::HashSet;
+use std::mem::offset_of;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// Most workgroups of one slice: bounds the work list and the replay map.
+const MAX_SLICE: u32 = 1 << 18;
+/// How long a dispatch should take at most; slices adapt to it.
+const SLICE_TIME: Duration = Duration::from_millis(20);
+/// Copies of straddling objects, per dispatch.
+const BOUNCE_BYTES: u32 = 4 << 20;
+/// Rounds without a finished workgroup before CPU faults are held off.
+const PATIENCE: u32 = 4;
+
+/// What a launch did.
+pub type LaunchReport = Stats;
+
+/// A launch as the executor sees it.
+pub(crate) struct Job {
+    pub(crate) kernel: Arc<KernelModule>,
+    pub(crate) idempotent: bool,
+    pub(crate) grid: [u32; 3],
+    pub(crate) arguments: Vec<u8>,
+    pub(crate) done: Sender<Result<LaunchReport, LaunchError>>,
+}
+
+/// Workgroups to run.
+#[derive(Clone, Debug)]
+enum WorkList {
+    /// `count` ids from `first` on.
+    Span { first: u32, count: u32 },
+    /// These ids.
+    Ids(Vec<u32>),
+}
+
+impl WorkList {
+    fn len(&self) -> u32 {
+        match self {
+            Self::Span { count, .. } => *count,
+            Self::Ids(ids) => ids.len() as u32,
+        }
+    }
+
+    fn id(&self, slot: u32) -> u32 {
+        match self {
+            Self::Span { first, .. } => first + slot,
+            Self::Ids(ids) => ids[slot as usize],
+        }
+    }
+
+    /// Cuts off all but the first `count` workgroups.
+    fn split_off(&mut self, count: u32) -> Self {
+        match self {
+            Self::Span { first, count: all } => {
+                let rest = Self::Span { first: *first + count, count: *all - count };
+                *all = count;
+                rest
+            }
+            Self::Ids(ids) => Self::Ids(ids.split_off(count as usize)),
+        }
+    }
+}
+
+/// Options that concern execution.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ExecutorOptions {
+    pub(crate) queue_capacity: u32,
+    pub(crate) count_translations: bool,
+    pub(crate) trap_untranslated: bool,
+}
+
+/// Runs jobs on a thread of its own.
+pub(crate) struct Executor {
+    space: Arc<AddressSpace>,
+    heap: Heap,
+    mirror: Arc<DeviceMirror>,
+    service: Service,
+    counters: Arc<Counters>,
+    options: ExecutorOptions,
+    queue: FaultQueue,
+    control: Box<dyn SharedMemory>,
+    list: Box<dyn SharedMemory>,
+    replay: Box<dyn SharedMemory>,
+    stored: Box<dyn SharedMemory>,
+    // Kept alive for the control block, which points to it.
+    _bounce: Box<dyn SharedMemory>,
+    slice: u32,
+    entries: Vec<FaultEntry>,
+    faults: Vec<PageFault>,
+    /// Pages that faulted since the attempt began: new ones are progress.
+    seen: HashSet<PageIndex>,
+}
+
+/// What a pass left to do.
+struct Pass {
+    replay: Vec<u32>,
+    /// A workgroup that was poisoned although it had stored.
+    late: Option<u32>,
+    /// Straddling objects found no room for their copies.
+    bounce_full: bool,
+}
+
+/// What there was not enough of.
+#[derive(Clone, Copy, Debug)]
+enum Shortage {
+    Frames,
+    Bounce,
+}
+
+/// How running a list ended.
+enum Attempt {
+    Done,
+    /// What is left does not fit all at once.
+    Short(WorkList, Shortage),
+}
+
+impl Executor {
+    pub(crate) fn new(
+        space: Arc<AddressSpace>,
+        heap: Heap,
+        mirror: Arc<DeviceMirror>,
+        registration: Arc<Mirror>,
+        counters: Arc<Counters>,
+        options: ExecutorOptions,
+    ) -> Result<Self, DeviceError> {
+        let device = mirror.device().clone();
+        let queue = FaultQueue::new(device.as_ref(), options.queue_capacity)?;
+        let control = device.shared_memory(size_of::<Control>(), SharedUse::HostReads)?;
+        let list = device.shared_memory(MAX_SLICE as usize * 4, SharedUse::HostWrites)?;
+        let replay = device.shared_memory(MAX_SLICE as usize / 8, SharedUse::HostReads)?;
+        let stored = device.shared_memory(MAX_SLICE as usize / 8, SharedUse::HostReads)?;
+        let bounce = device.shared_memory(BOUNCE_BYTES as usize, SharedUse::HostReads)?;
+        let block = Control {
+            queue: queue.address(),
+            zero_frame: mirror.zero_frame(),
+            write_sink: mirror.write_sink(),
+            list: list.address(),
+            replay: replay.address(),
+            stored: stored.address(),
+            bounce: bounce.address(),
+            queue_capacity: queue.capacity(),
+            bounce_bytes: BOUNCE_BYTES,
+            ..bytemuck::Zeroable::zeroed()
+        };
+        // SAFETY: the control block has this size and no dispatch uses it yet.
+        unsafe { control.host().cast::<Control>().write(block) };
+        Ok(Self {
+            service: Service::new(space.clone(), mirror.clone(), registration),
+            space,
+            heap,
+            mirror,
+            counters,
+            options,
+            queue,
+            control,
+            list,
+            replay,
+            stored,
+            _bounce: bounce,
+            slice: 1 << 14,
+            entries: Vec::new(),
+            faults: Vec::new(),
+            seen: HashSet::new(),
+        })
+    }
+
+    /// Runs jobs until nobody can send any more; then brings all pages home.
+    pub(crate) fn run(mut self, jobs: &Receiver<Job>) {
+        for job in jobs {
+            let before = self.counters.snapshot();
+            let result = self.launch(&job);
+            Counters::add(&self.counters.launches, 1);
+            let report = self.counters.snapshot().since(&before);
+            // Whoever does not wait for the result does not want it.
+            let _ = job.done.send(result.map(|()| report));
+        }
+        self.mirror.bring_all_home();
+    }
+
+    fn launch(&mut self, job: &Job) -> Result<(), LaunchError> {
+        let driver_faults = self.counters.driver_cpu_faults.load(Ordering::Relaxed);
+        if self.options.trap_untranslated {
+            self.space.unmap_app_view().map_err(|error| self.failed(job, error.into()))?;
+        }
+        self.service.begin_launch();
+        let total: u32 = job.grid.iter().product();
+        let mut first = 0;
+        while first < total {
+            let count = self.slice.min(total - first);
+            self.run_list(job, WorkList::Span { first, count })?;
+            first += count;
+        }
+        if self.counters.driver_cpu_faults.load(Ordering::Relaxed) != driver_faults {
+            return Err(LaunchError::Untranslated { kernel: job.kernel.name.clone() });
+        }
+        Ok(())
+    }
+
+    fn failed(&self, job: &Job, source: crate::service::ServiceError) -> LaunchError {
+        LaunchError::Service { kernel: job.kernel.name.clone(), source, lost: self.mirror.lost() }
+    }
+
+    fn device_failed(&self, job: &Job, source: DeviceError) -> LaunchError {
+        self.failed(job, source.into())
+    }
+
+    /// Runs a list to its end, cutting it where frames are short.
+    fn run_list(&mut self, job: &Job, list: WorkList) -> Result<(), LaunchError> {
+        let mut waiting = vec![list];
+        // The length that fitted last, once something was short.
+        let mut fits = u32::MAX;
+        while let Some(mut list) = waiting.pop() {
+            if list.len() > fits {
+                waiting.push(list.split_off(fits));
+            }
+            let length = list.len();
+            match self.run_attempt(job, list)? {
+                Attempt::Done => {
+                    if fits != u32::MAX {
+                        fits = length.max(fits / 2).saturating_mul(2);
+                        self.service.unprotect();
+                    }
+                }
+                Attempt::Short(mut unfinished, shortage) => {
+                    let left = unfinished.len();
+                    if left == 1 {
+                        return Err(self.too_large(job, unfinished.id(0), shortage));
+                    }
+                    fits = left / 2;
+                    waiting.push(unfinished.split_off(fits));
+                    waiting.push(unfinished);
+                    self.service.unprotect();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn too_large(&self, job: &Job, workgroup: u32, shortage: Shortage) -> LaunchError {
+        let kernel = job.kernel.name.clone();
+        let workgroup = coordinates(workgroup, job.grid);
+        match shortage {
+            Shortage::Frames => LaunchError::OutOfFrames { kernel, workgroup, frames: self.mirror.frames().limit },
+            Shortage::Bounce => LaunchError::OutOfBounce { kernel, workgroup, bytes: BOUNCE_BYTES },
+        }
+    }
+
+    /// Runs a list until it is done or something is short.
+    fn run_attempt(&mut self, job: &Job, mut list: WorkList) -> Result<Attempt, LaunchError> {
+        let mut fruitless = 0;
+        let mut harvested = false;
+        self.seen.clear();
+        loop {
+            let left = list.len();
+            // Held while CPU faults are kept off.
+            let space = self.space.clone();
+            let exclusive = (fruitless > PATIENCE).then(|| space.hold_cpu_faults());
+            let seen = self.seen.len();
+            let pass = if job.idempotent {
+                self.pass(job, &list, variant::IDEMPOTENT)?
+            } else {
+                self.probe_then_run(job, &list)?
+            };
+            if pass.replay.is_empty() {
+                return Ok(Attempt::Done);
+            }
+            let shrank = (pass.replay.len() as u32) < left;
+            list = WorkList::Ids(pass.replay);
+            let short = self.serve(job, pass.late)?;
+            drop(exclusive);
+            fruitless = if shrank || self.seen.len() > seen { 0 } else { fruitless + 1 };
+            if pass.bounce_full && !shrank {
+                return Ok(Attempt::Short(list, Shortage::Bounce));
+            }
+            if short {
+                if harvested || !self.service.is_tight() {
+                    return Ok(Attempt::Short(list, Shortage::Frames));
+                }
+                // The first time, what earlier launches used may still count as in use.
+                harvested = true;
+                self.service.unprotect();
+            }
+        }
+    }
+
+    /// For kernels whose stores must not be repeated. The gate stays closed from the last probe to the real pass.
+    fn probe_then_run(&mut self, job: &Job, list: &WorkList) -> Result<Pass, LaunchError> {
+        let mirror = self.mirror.clone();
+        let gate = mirror.close_gate();
+        let probed = self.dispatch(job, list, variant::PROBE, &gate)?;
+        if !probed.replay.is_empty() {
+            // All must be probed again: the real pass starts only when nothing of the list faults.
+            return Ok(Pass { replay: (0..list.len()).map(|slot| list.id(slot)).collect(), late: None, bounce_full: probed.bounce_full });
+        }
+        self.dispatch(job, list, 0, &gate)
+    }
+
+    fn pass(&mut self, job: &Job, list: &WorkList, bits: u32) -> Result<Pass, LaunchError> {
+        let mirror = self.mirror.clone();
+        let gate = mirror.close_gate();
+        self.dispatch(job, list, bits, &gate)
+    }
+
+    /// One dispatch of a list, with the gate closed. Drains the queue into `self.entries`.
+    fn dispatch(
+        &mut self,
+        job: &Job,
+        list: &WorkList,
+        bits: u32,
+        gate: &crate::service::GateGuard<'_>,
+    ) -> Result<Pass, LaunchError> {
+        let count = list.len();
+        let words = count.div_ceil(32) as usize;
+        let (table, pages) = self.mirror.table(gate).map_err(|error| self.device_failed(job, error))?;
+        let mut block = LaunchBlock {
+            control: self.control.address(),
+            heap_base: self.space.home().views.addr_of(PageIndex(0)).0,
+            table,
+            pages,
+            count,
+            first: 0,
+            flags: 0,
+            grid_x: job.grid[0],
+            grid_y: job.grid[1],
+        };
+        match list {
+            WorkList::Span { first, .. } => block.first = *first,
+            WorkList::Ids(ids) => {
+                block.flags = LAUNCH_LISTED;
+                // SAFETY: a list has at most MAX_SLICE ids, the memory's size; no dispatch is in flight.
+                unsafe { self.list.host().cast::<u32>().as_ptr().copy_from_nonoverlapping(ids.as_ptr(), ids.len()) };
+            }
+        }
+        for map in [&self.replay, &self.stored] {
+            // SAFETY: the maps have a bit for each of MAX_SLICE slots; no dispatch is in flight.
+            unsafe { map.host().write_bytes(0, words * 4) };
+        }
+        self.control_word(offset_of!(Control, bounce_head)).store(0, Ordering::Relaxed);
+        self.control_word(offset_of!(Control, kernel)).store(job.kernel.id, Ordering::Release);
+
+        let mut push = bytemuck::bytes_of(&block).to_vec();
+        push.extend_from_slice(&job.arguments);
+        let limit = self.mirror.device().info().dispatch[0].min(1 << 15);
+        let groups = if count <= limit { [count, 1] } else { [limit, count.div_ceil(limit)] };
+        let bits = bits | if self.options.count_translations { variant::COUNT } else { 0 };
+        let dispatch = Dispatch { kernel: &job.kernel, variant: bits, push: &push, groups };
+        let time = self.mirror.device().run(&dispatch).map_err(|error| self.device_failed(job, error))?;
+        Counters::add(&self.counters.dispatches, 1);
+        Counters::add_time(&self.counters.kernel_nanos, time);
+        let translations = self.control_word(offset_of!(Control, translations)).swap(0, Ordering::AcqRel);
+        Counters::add(&self.counters.translations, u64::from(translations));
+
+        let drained = self.queue.drain(self.control.as_ref(), &mut self.entries);
+        Counters::add(&self.counters.device_faults, u64::from(drained.entries));
+        Counters::add(&self.counters.lost_faults, u64::from(drained.lost));
+        if drained.entries == 0 {
+            self.adapt_slice(count, time);
+        }
+        let bounced = self.control_word(offset_of!(Control, bounce_head)).load(Ordering::Acquire);
+        let mut pass = Pass { replay: Vec::new(), late: None, bounce_full: bounced > BOUNCE_BYTES };
+        for word in 0..words {
+            // SAFETY: in bounds as above; the dispatch is done.
+            let (replay, stored) = unsafe {
+                (self.replay.host().cast::<u32>().add(word).read(), self.stored.host().cast::<u32>().add(word).read())
+            };
+            if bits & variant::IDEMPOTENT == 0 && replay & stored != 0 {
+                pass.late = Some(list.id(word as u32 * 32 + (replay & stored).trailing_zeros()));
+            }
+            let mut rest = replay;
+            while rest != 0 {
+                pass.replay.push(list.id(word as u32 * 32 + rest.trailing_zeros()));
+                rest &= rest - 1;
+            }
+        }
+        Ok(pass)
+    }
+
+    fn control_word(&self, offset: usize) -> &AtomicU32 {
+        debug_assert!(offset + 4 <= size_of::<Control>());
+        // SAFETY: inside the control block, 4-byte aligned; accessed atomically by both sides while a dispatch runs.
+        unsafe { self.control.host().add(offset).cast::<AtomicU32>().as_ref() }
+    }
+
+    /// Keeps dispatches without faults near the time a shootdown may wait.
+    fn adapt_slice(&mut self, count: u32, time: Duration) {
+        if time > SLICE_TIME {
+            self.slice = (count / 2).max(64);
+        } else if count == self.slice && time < SLICE_TIME / 4 {
+            self.slice = (self.slice * 2).min(MAX_SLICE);
+        }
+    }
+
+    /// Services what was drained. True if frames were short.
+    fn serve(&mut self, job: &Job, late: Option<u32>) -> Result<bool, LaunchError> {
+        let mut entries = std::mem::take(&mut self.entries);
+        let result = self.serve_entries(job, late, &entries);
+        entries.clear();
+        self.entries = entries;
+        result
+    }
+
+    fn serve_entries(&mut self, job: &Job, late: Option<u32>, entries: &[FaultEntry]) -> Result<bool, LaunchError> {
+        let views = &self.space.home().views;
+        self.faults.clear();
+        for entry in entries {
+            let access = if entry.flags & fault_flags::WRITE != 0 { Access::Write } else { Access::Read };
+            if entry.flags & fault_flags::OUTSIDE != 0 {
+                return Err(self.fatal(job, entry, outside(entry.address)));
+            }
+            if entry.flags & fault_flags::OVERRUN != 0 {
+                return Err(self.fatal(job, entry, FaultReason::PastEnd));
+            }
+            if let Some(page) = views.page_of(VirtAddr(entry.address)) {
+                self.faults.push(PageFault { page, access });
+                self.seen.insert(page);
+            }
+        }
+        if let Some(workgroup) = late {
+            let entry = entries.iter().find(|entry| entry.workgroup == workgroup).or(entries.first());
+            return Err(LaunchError::LateFault(Box::new(self.describe(
+                job,
+                entry.copied().unwrap_or(FaultEntry { workgroup, ..bytemuck::Zeroable::zeroed() }),
+                FaultReason::Late,
+            ))));
+        }
+        let mut faults = std::mem::take(&mut self.faults);
+        let served = self.service.serve(&mut faults);
+        self.faults = faults;
+        let served = served.map_err(|error| self.failed(job, error))?;
+        if !served.refused.is_empty() {
+            // Guesses of poisoned invocations may miss everything; only a real access is an error.
+            let real = entries.iter().find(|entry| {
+                entry.flags & fault_flags::SPECULATIVE == 0
+                    && views_page(&self.space, entry.address).is_some_and(|page| served.refused.contains(&page))
+            });
+            if let Some(entry) = real {
+                let page = views_page(&self.space, entry.address);
+                let vma = page.and_then(|page| self.space.vmas().read().find(page).cloned());
+                let reason = match vma {
+                    Some(vma) if vma.permission() == Permission::ReadOnly => FaultReason::ReadOnly,
+                    _ => FaultReason::Unmapped,
+                };
+                return Err(self.fatal(job, entry, reason));
+            }
+        }
+        Ok(served.short > 0)
+    }
+
+    fn fatal(&self, job: &Job, entry: &FaultEntry, reason: FaultReason) -> LaunchError {
+        LaunchError::Fault(Box::new(self.describe(job, *entry, reason)))
+    }
+
+    fn describe(&self, job: &Job, entry: FaultEntry, reason: FaultReason) -> KernelFault {
+        let address = VirtAddr(entry.address);
+        KernelFault {
+            kernel: job.kernel.name.clone(),
+            workgroup: coordinates(entry.workgroup, job.grid),
+            invocation: entry.invocation,
+            address,
+            access: if entry.flags & fault_flags::WRITE != 0 { Access::Write } else { Access::Read },
+            bytes: entry.bytes,
+            reason,
+            nearest: self.heap.nearest(address).map(|(allocation, _)| (allocation.start, allocation.len as u64)),
+        }
+    }
+}
+
+fn views_page(space: &AddressSpace, address: u64) -> Option<PageIndex> {
+    space.home().views.page_of(VirtAddr(address))
+}
+
+fn outside(address: u64) -> FaultReason {
+    // The first page is where null pointers to structures land.
+    if address < 4096 { FaultReason::Null } else { FaultReason::OutsideHeap }
+}
+
+/// A linear workgroup id as coordinates in the grid.
+fn coordinates(id: u32, grid: [u32; 3]) -> [u32; 3] {
+    [id % grid[0], id / grid[0] % grid[1], id / grid[0] / grid[1]]
+}

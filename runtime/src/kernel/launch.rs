@@ -1,0 +1,228 @@
+//! Launching kernels: arguments, borrows, waiting.
+
+use super::error::LaunchError;
+use super::execute::{Job, LaunchReport};
+use super::KernelModule;
+use crate::addr::VirtAddr;
+use crate::svm::Inner;
+use crossbeam_channel::Receiver;
+use parking_lot::Mutex;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// Most workgroups of a launch.
+const MAX_WORKGROUPS: u64 = u32::MAX as u64;
+
+/// A kernel, ready to launch. Made by [`Svm::kernel`](crate::Svm::kernel).
+pub struct Kernel {
+    inner: Arc<Inner>,
+    module: Arc<KernelModule>,
+    idempotent: bool,
+}
+
+impl Kernel {
+    pub(crate) fn new(inner: Arc<Inner>, module: KernelModule) -> Self {
+        Self { inner, module: Arc::new(module), idempotent: false }
+    }
+
+    /// Declares that running a workgroup again over its own stores gives the same result: it reads nothing that it, or another
+    /// workgroup of the launch, writes, and uses no atomics. The runtime then need not probe before it runs the kernel.
+    #[must_use]
+    pub fn idempotent(mut self) -> Self {
+        self.idempotent = true;
+        self
+    }
+
+    /// What the kernel's module says about itself.
+    pub fn module(&self) -> &KernelModule {
+        &self.module
+    }
+
+    /// Starts describing a launch over `grid` workgroups in x, y and z.
+    pub fn launch(&self, grid: [u32; 3]) -> Launch<'_> {
+        Launch { kernel: self, grid, arguments: Vec::new(), pointers: Vec::new(), count: 0 }
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        self.inner.forget(&self.module);
+    }
+}
+
+/// A launch being described. Arguments are pushed in the order of the kernel's `VKSVM_ARGS`, each at the alignment of its
+/// type, as std430 lays them out.
+#[must_use = "a launch does nothing until it is run or submitted"]
+pub struct Launch<'a> {
+    kernel: &'a Kernel,
+    grid: [u32; 3],
+    arguments: Vec<u8>,
+    pointers: Vec<(usize, VirtAddr)>,
+    count: usize,
+}
+
+impl<'a> Launch<'a> {
+    /// Pushes a pointer to an object that the kernel reads. A slice of no elements is passed as a null pointer.
+    pub fn read<T: ?Sized>(self, object: &'a T) -> Self {
+        self.push_pointer(VirtAddr::of(object), size_of_val(object) == 0)
+    }
+
+    /// Pushes a pointer to an object that the kernel reads and writes. A slice of no elements is passed as a null pointer.
+    pub fn write<T: ?Sized>(self, object: &'a mut T) -> Self {
+        let empty = size_of_val(object) == 0;
+        self.push_pointer(VirtAddr::of(object), empty)
+    }
+
+    /// Pushes a raw pointer, which may be null.
+    ///
+    /// # Safety
+    /// What the kernel reaches through it must stay allocated until the launch has ended, and until then no thread may
+    /// access it in a way that races with the kernel.
+    pub unsafe fn pointer<T: ?Sized>(self, pointer: *const T) -> Self {
+        self.push_pointer(VirtAddr::of(pointer), pointer.is_null())
+    }
+
+    /// Pushes a plain value.
+    pub fn value<T: bytemuck::Pod>(mut self, value: T) -> Self {
+        self.push(bytemuck::bytes_of(&value), align_of::<T>());
+        self
+    }
+
+    fn push_pointer(mut self, address: VirtAddr, null: bool) -> Self {
+        if null {
+            self.push(&0u64.to_ne_bytes(), 8);
+        } else {
+            self.pointers.push((self.count, address));
+            self.push(&address.0.to_ne_bytes(), 8);
+        }
+        self
+    }
+
+    fn push(&mut self, bytes: &[u8], align: usize) {
+        self.arguments.resize(self.arguments.len().next_multiple_of(align), 0);
+        self.arguments.extend_from_slice(bytes);
+        self.count += 1;
+    }
+
+    /// Runs the launch and waits for its end.
+    ///
+    /// # Errors
+    /// If the launch is badly formed, nothing is run. If the kernel faults fatally it ends early, and what it wrote stays written.
+    pub fn run(self) -> Result<LaunchReport, LaunchError> {
+        let kernel = self.kernel;
+        wait(&self.start()?, &kernel.module.name)
+    }
+
+    /// Hands the launch to the executor and returns at once. Launches run in the order of submission.
+    ///
+    /// # Errors
+    /// If the launch is badly formed.
+    pub fn submit<'scope>(self, scope: &'scope Scope<'_>) -> Result<Pending<'scope>, LaunchError>
+    where
+        'a: 'scope,
+    {
+        let name = self.kernel.module.name.clone();
+        let done = self.start()?;
+        scope.running.lock().push(done.clone());
+        Ok(Pending { done, kernel: name, _scope: PhantomData })
+    }
+
+    /// Hands the launch to the executor outside of a scope.
+    ///
+    /// # Safety
+    /// Everything the kernel reaches must stay allocated and unaliased until the launch has ended, also if the returned value is
+    /// dropped or forgotten.
+    ///
+    /// # Errors
+    /// If the launch is badly formed.
+    pub unsafe fn submit_unscoped(self) -> Result<Pending<'static>, LaunchError> {
+        let name = self.kernel.module.name.clone();
+        Ok(Pending { done: self.start()?, kernel: name, _scope: PhantomData })
+    }
+
+    fn start(self) -> Result<Receiver<Result<LaunchReport, LaunchError>>, LaunchError> {
+        let name = || self.kernel.module.name.clone();
+        if self.grid.contains(&0) {
+            return Err(LaunchError::EmptyGrid { kernel: name(), grid: self.grid });
+        }
+        let workgroups = self.grid.iter().try_fold(1u64, |product, &n| product.checked_mul(u64::from(n)));
+        if workgroups.is_none_or(|workgroups| workgroups > MAX_WORKGROUPS) {
+            return Err(LaunchError::GridTooLarge { kernel: name(), grid: self.grid, limit: MAX_WORKGROUPS });
+        }
+        // A block may end in padding that the last argument does not fill.
+        let expected = self.kernel.module.argument_bytes;
+        if self.arguments.len() != expected {
+            return Err(LaunchError::Arguments { kernel: name(), expected, given: self.arguments.len() });
+        }
+        let heap = &self.kernel.inner.heap;
+        for &(index, address) in &self.pointers {
+            if self.kernel.inner.space.home().views.page_of(address).is_none() {
+                return Err(LaunchError::NotInHeap { kernel: name(), index, address });
+            }
+            if heap.allocation_at(address).is_none() {
+                return Err(LaunchError::NotAllocated { kernel: name(), index, address });
+            }
+        }
+        let (sender, done) = crossbeam_channel::bounded(1);
+        let job = Job {
+            kernel: self.kernel.module.clone(),
+            idempotent: self.kernel.idempotent,
+            grid: self.grid,
+            arguments: self.arguments,
+            done: sender,
+        };
+        self.kernel.inner.send(job).map_err(|()| LaunchError::Stopped { kernel: self.kernel.module.name.clone() })?;
+        Ok(done)
+    }
+}
+
+fn wait(done: &Receiver<Result<LaunchReport, LaunchError>>, kernel: &str) -> Result<LaunchReport, LaunchError> {
+    done.recv().unwrap_or_else(|_| Err(LaunchError::Stopped { kernel: kernel.into() }))
+}
+
+/// A launch that was submitted.
+#[must_use = "errors of the launch are lost unless it is waited for"]
+pub struct Pending<'scope> {
+    done: Receiver<Result<LaunchReport, LaunchError>>,
+    kernel: String,
+    _scope: PhantomData<&'scope ()>,
+}
+
+impl Pending<'_> {
+    /// Waits for the launch's end.
+    ///
+    /// # Errors
+    /// If the launch failed.
+    pub fn wait(self) -> Result<LaunchReport, LaunchError> {
+        wait(&self.done, &self.kernel)
+    }
+
+    /// Whether [`wait`](Self::wait) would return at once.
+    pub fn is_done(&self) -> bool {
+        !self.done.is_empty()
+    }
+}
+
+/// Launches submitted inside a scope have ended when it returns; see [`Svm::scope`](crate::Svm::scope).
+pub struct Scope<'env> {
+    running: Mutex<Vec<Receiver<Result<LaunchReport, LaunchError>>>>,
+    _env: PhantomData<&'env mut &'env ()>,
+}
+
+impl Scope<'_> {
+    pub(crate) fn run<'env, T>(body: impl for<'scope> FnOnce(&'scope Scope<'env>) -> T) -> T {
+        let scope = Scope { running: Mutex::new(Vec::new()), _env: PhantomData };
+        // Waits also if the body panics: borrows of running launches end with the scope.
+        struct WaitForAll<'a, 'env>(&'a Scope<'env>);
+        impl Drop for WaitForAll<'_, '_> {
+            fn drop(&mut self) {
+                for done in self.0.running.lock().drain(..) {
+                    // The result, if nobody took it; or nothing, when the job and its sender are gone.
+                    let _ = done.recv();
+                }
+            }
+        }
+        let _wait = WaitForAll(&scope);
+        body(&scope)
+    }
+}

@@ -1,0 +1,282 @@
+//! Page records: one word for every page of the heap, with its state, its lock and what devices did to it.
+//!
+//! The lock bit serialises everything that changes a page's state, its CPU mapping or its page table entries:
+//! CPU-fault handling, fault service, eviction, unmapping. Whoever takes several takes them by ascending page
+//! (rank [`PageLock`](crate::rank::Rank::PageLock)); trying without waiting is allowed in any order. Waiters park on
+//! the record's address, so a lock costs one bit. State changes only under the lock; accessed, dirty and the
+//! fault count are atomic bits and may be set without it (I4: propagation never takes a page lock).
+
+use crate::addr::{PageIndex, PageRange};
+use crate::rank::{self, Held};
+use parking_lot_core::{DEFAULT_PARK_TOKEN, DEFAULT_UNPARK_TOKEN};
+use rustix::mm::{MapFlags, ProtFlags};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const STATE: u32 = 0b11;
+const LOCKED: u32 = 1 << 2;
+const WAITED_FOR: u32 = 1 << 3;
+const ACCESSED: u32 = 1 << 4;
+const DIRTY: u32 = 1 << 5;
+const OWNER_SHIFT: u32 = 8;
+const OWNER: u32 = 0xff << OWNER_SHIFT;
+const FAULTS_SHIFT: u32 = 16;
+const FAULTS_MAX: u32 = 0xffff;
+
+/// A device, numbered within its address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceNumber(pub u8);
+
+/// Who holds the truth about a page, all mirrors together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PageState {
+    /// The home page is the truth; the CPU may read and write, no device has a copy.
+    Cpu,
+    /// Home page and frames agree; the CPU and any device may read.
+    Shared,
+    /// One device may read and write its frame; the CPU may do neither.
+    Device(DeviceNumber),
+}
+
+/// What is known about a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageInfo {
+    /// Who holds the truth.
+    pub state: PageState,
+    /// A device used the page; carried over when a translation was last taken away, or downgraded.
+    pub accessed: bool,
+    /// A device wrote the page; carried over likewise.
+    pub dirty: bool,
+    /// Device faults serviced on the page, up to 65,535.
+    pub faults: u32,
+}
+
+/// The records of all pages: anonymous memory that costs nothing until a page is used.
+#[derive(Debug)]
+pub struct PageRecords {
+    records: NonNull<AtomicU32>,
+    pages: u32,
+}
+
+// SAFETY: the memory is plain atomics, owned by this structure until it is dropped.
+unsafe impl Send for PageRecords {}
+// SAFETY: as above.
+unsafe impl Sync for PageRecords {}
+
+impl PageRecords {
+    /// Records for `pages` pages, all in state `Cpu`.
+    pub fn new(pages: u32) -> std::io::Result<Self> {
+        let bytes = pages as usize * size_of::<AtomicU32>();
+        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
+        let records = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }?;
+        let records = NonNull::new(records.cast()).ok_or_else(|| std::io::Error::other("mmap returned null"))?;
+        Ok(Self { records, pages })
+    }
+
+    fn record(&self, page: PageIndex) -> &AtomicU32 {
+        assert!(page.0 < self.pages, "{page} is beyond the heap's {} pages", self.pages);
+        // SAFETY: in bounds by the assertion; zeroed memory is a valid AtomicU32; lives as long as self.
+        unsafe { self.records.add(page.index()).as_ref() }
+    }
+
+    /// What is known about a page; a snapshot, unless its lock is held.
+    pub fn info(&self, page: PageIndex) -> PageInfo {
+        let record = self.record(page).load(Ordering::Acquire);
+        PageInfo {
+            state: state_of(record),
+            accessed: record & ACCESSED != 0,
+            dirty: record & DIRTY != 0,
+            faults: record >> FAULTS_SHIFT,
+        }
+    }
+
+    /// The page's state; a snapshot, unless its lock is held.
+    pub fn state(&self, page: PageIndex) -> PageState {
+        state_of(self.record(page).load(Ordering::Acquire))
+    }
+
+    /// Changes a page's state. The caller holds its lock.
+    pub fn set_state(&self, page: PageIndex, state: PageState) {
+        let bits = match state {
+            PageState::Cpu => 0,
+            PageState::Shared => 1,
+            PageState::Device(device) => 2 | (u32::from(device.0) << OWNER_SHIFT),
+        };
+        let record = self.record(page);
+        debug_assert!(record.load(Ordering::Relaxed) & LOCKED != 0, "the state of {page} changes without its lock");
+        self.update(page, |old| old & !(STATE | OWNER) | bits);
+    }
+
+    /// Carries a device's accessed and dirty bits over.
+    pub fn mark(&self, page: PageIndex, accessed: bool, dirty: bool) {
+        let bits = if accessed { ACCESSED } else { 0 } | if dirty { DIRTY } else { 0 };
+        if bits != 0 {
+            self.record(page).fetch_or(bits, Ordering::AcqRel);
+        }
+    }
+
+    /// Counts a device fault.
+    pub fn count_fault(&self, page: PageIndex) {
+        self.update(page, |old| if old >> FAULTS_SHIFT == FAULTS_MAX { old } else { old + (1 << FAULTS_SHIFT) });
+    }
+
+    /// Forgets a page's history: it is unmapped or discarded. The caller holds its lock.
+    pub fn reset(&self, page: PageIndex) {
+        self.update(page, |old| old & (LOCKED | WAITED_FOR));
+    }
+
+    fn update(&self, page: PageIndex, change: impl Fn(u32) -> u32) {
+        let _ = self.record(page).fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| Some(change(old)));
+    }
+
+    /// Locks all pages of a range, waiting for each.
+    pub fn lock(&self, range: PageRange) -> PagesGuard<'_> {
+        let held = (!range.is_empty()).then(|| rank::page_locked(range.start));
+        for page in range.iter() {
+            self.lock_one(page);
+        }
+        PagesGuard { records: self, range, _held: held }
+    }
+
+    /// Locks one page if it is free.
+    pub fn try_lock(&self, page: PageIndex) -> Option<PagesGuard<'_>> {
+        let old = self.record(page).fetch_or(LOCKED, Ordering::Acquire);
+        (old & LOCKED == 0).then(|| PagesGuard { records: self, range: PageRange::single(page), _held: None })
+    }
+
+    fn lock_one(&self, page: PageIndex) {
+        let record = self.record(page);
+        loop {
+            if record.fetch_or(LOCKED, Ordering::Acquire) & LOCKED == 0 {
+                return;
+            }
+            // Say that somebody waits, unless it was unlocked in between.
+            let said = record.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| {
+                (old & LOCKED != 0).then_some(old | WAITED_FOR)
+            });
+            if said.is_err() {
+                continue;
+            }
+            // SAFETY: the key is the record's own address, used by nobody else; the closures neither panic nor
+            // call into parking_lot.
+            unsafe {
+                parking_lot_core::park(
+                    std::ptr::from_ref(record) as usize,
+                    || record.load(Ordering::Relaxed) & (LOCKED | WAITED_FOR) == LOCKED | WAITED_FOR,
+                    || {},
+                    |_, _| {},
+                    DEFAULT_PARK_TOKEN,
+                    None,
+                )
+            };
+        }
+    }
+
+    fn unlock_one(&self, page: PageIndex) {
+        let record = self.record(page);
+        let old = record.fetch_and(!(LOCKED | WAITED_FOR), Ordering::Release);
+        debug_assert!(old & LOCKED != 0, "{page} was not locked");
+        if old & WAITED_FOR != 0 {
+            // SAFETY: as in `lock_one`.
+            unsafe { parking_lot_core::unpark_all(std::ptr::from_ref(record) as usize, DEFAULT_UNPARK_TOKEN) };
+        }
+    }
+}
+
+impl Drop for PageRecords {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new` with this size; nothing borrows from it any more. Failure would leak, no more.
+        let _ = unsafe {
+            rustix::mm::munmap(self.records.as_ptr().cast(), self.pages as usize * size_of::<AtomicU32>())
+        };
+    }
+}
+
+fn state_of(record: u32) -> PageState {
+    match record & STATE {
+        0 => PageState::Cpu,
+        1 => PageState::Shared,
+        _ => PageState::Device(DeviceNumber(((record & OWNER) >> OWNER_SHIFT) as u8)),
+    }
+}
+
+/// Locked pages; unlocks them when dropped.
+pub struct PagesGuard<'a> {
+    records: &'a PageRecords,
+    range: PageRange,
+    _held: Option<Held>,
+}
+
+impl PagesGuard<'_> {
+    /// The pages held.
+    pub fn range(&self) -> PageRange {
+        self.range
+    }
+}
+
+impl Drop for PagesGuard<'_> {
+    fn drop(&mut self) {
+        for page in self.range.iter() {
+            self.records.unlock_one(page);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_locked_page_makes_others_wait_and_loses_no_wakeup() {
+        let records = Arc::new(PageRecords::new(16).unwrap());
+        let total = 4 * 2_000;
+        let counter = Arc::new(std::sync::Mutex::new(0u32));
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                let (records, counter) = (records.clone(), counter.clone());
+                std::thread::spawn(move || {
+                    for round in 0..2_000 {
+                        let _pages = records.lock(PageRange::of_len(PageIndex(round % 8), 4));
+                        let _common = records.try_lock(PageIndex(15));
+                        *counter.lock().unwrap() += 1;
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert_eq!(*counter.lock().unwrap(), total);
+        for page in 0..16 {
+            assert!(records.try_lock(PageIndex(page)).is_some(), "page {page} stayed locked");
+        }
+    }
+
+    #[test]
+    fn state_history_and_lock_do_not_disturb_each_other() {
+        let records = PageRecords::new(4).unwrap();
+        let page = PageIndex(2);
+        {
+            let _held = records.lock(PageRange::single(page));
+            records.set_state(page, PageState::Device(DeviceNumber(200)));
+            records.count_fault(page);
+            records.mark(page, true, false);
+            assert!(records.try_lock(page).is_none());
+        }
+        let info = records.info(page);
+        assert_eq!(info.state, PageState::Device(DeviceNumber(200)));
+        assert_eq!((info.accessed, info.dirty, info.faults), (true, false, 1));
+        let _held = records.lock(PageRange::single(page));
+        records.reset(page);
+        assert_eq!(records.info(page).faults, 0);
+        assert_eq!(records.state(page), PageState::Cpu);
+    }
+}

@@ -1,0 +1,257 @@
+//! The address space: VMAs, page states, and the one way in for CPU touches.
+//!
+//! A page's state changes in few places, each holding the page's lock: here, on a CPU fault, unmap or discard; in
+//! `service`, when a device needs the page; in `service/evict.rs`, when a frame is needed. Everyone who takes something
+//! away from devices does it inside a notifier bracket ([`Notifiers::invalidate`]).
+//!
+//! | CPU touches | in state | bracket | becomes | CPU mapping |
+//! |---|---|---|---|---|
+//! | read or write | `Cpu` | none | `Cpu` | read-write |
+//! | read | `Shared` | none | `Shared` | read-only |
+//! | write | `Shared` | `Migrate` | `Cpu` | read-write |
+//! | read | `Device` | `ProtectionPage` (dirty data comes home, the frame stays readable) | `Shared` | read-only |
+//! | write | `Device` | `Migrate` (dirty data comes home, the frame goes) | `Cpu` | read-write |
+//!
+//! The mapping is changed only after the bracket has started, and before it ends: what the device wrote is at home before the
+//! CPU can read it (I3), and no device entry to a copy is left when the CPU may write (I2).
+
+use super::heap::{HeapError, PageSource};
+use super::pages::{PageInfo, PageRecords, PageState};
+use super::views::OwnedViews;
+use super::vma::{Permission, VmaAttributes, VmaMap};
+use crate::addr::{Access, PAGE_SIZE, PageIndex, PageRange, VirtAddr};
+use crate::hmm::{Blocking, Event, Notifiers};
+use crate::observe::Counters;
+use crate::rank::{Rank, RankedRwLock};
+use crate::track::{CpuFault, FaultHandler, FaultOutcome, Protection, Tracker};
+use parking_lot::{RwLock, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, Weak};
+
+/// The home side of memory: the two views and the page records. Shared by the address space and by mirrors, so that a
+/// mirror can bring pages home without knowing the address space.
+#[derive(Debug)]
+pub struct Home {
+    /// The memory.
+    pub views: OwnedViews,
+    /// What is known of each page.
+    pub pages: PageRecords,
+}
+
+/// A CPU process's side of shared virtual memory. Linux: `struct mm_struct`.
+pub struct AddressSpace {
+    home: Arc<Home>,
+    tracker: Arc<dyn Tracker>,
+    notifiers: Arc<Notifiers>,
+    vmas: RankedRwLock<VmaMap>,
+    counters: Arc<Counters>,
+    driver_threads: OnceLock<Vec<u32>>,
+    /// Taken before everything else by whoever handles a CPU fault; see [`AddressSpace::hold_cpu_faults`].
+    cpu_faults: RwLock<()>,
+}
+
+/// Hands CPU faults to the address space, without keeping it alive.
+struct CpuFaults(Weak<AddressSpace>);
+
+impl FaultHandler for CpuFaults {
+    fn cpu_fault(&self, fault: CpuFault) -> FaultOutcome {
+        self.0.upgrade().map_or(FaultOutcome::Refused, |space| space.cpu_fault(fault))
+    }
+}
+
+impl AddressSpace {
+    /// An address space over `views`, whose app view `tracker` watches. Starts the tracker.
+    pub fn new(
+        views: OwnedViews,
+        tracker: Arc<dyn Tracker>,
+        counters: Arc<Counters>,
+    ) -> Result<Arc<Self>, crate::track::TrackError> {
+        let pages = views.pages();
+        let records = PageRecords::new(pages).map_err(|source| crate::track::TrackError {
+            operation: "reserving page records",
+            pages: PageRange::of_len(PageIndex(0), pages),
+            source,
+            remedy: "Lower the heap's reservation or raise the limit of address space (ulimit -v)",
+        })?;
+        let space = Arc::new(Self {
+            home: Arc::new(Home { views, pages: records }),
+            tracker: tracker.clone(),
+            notifiers: Notifiers::new(),
+            vmas: RankedRwLock::new(Rank::Mm, VmaMap::new(pages)),
+            counters,
+            driver_threads: OnceLock::new(),
+            cpu_faults: RwLock::new(()),
+        });
+        tracker.start(Arc::new(CpuFaults(Arc::downgrade(&space))))?;
+        Ok(space)
+    }
+
+    /// Memory and page records.
+    pub fn home(&self) -> &Arc<Home> {
+        &self.home
+    }
+
+    /// Where mirrors subscribe.
+    pub fn notifiers(&self) -> &Arc<Notifiers> {
+        &self.notifiers
+    }
+
+    /// The VMAs, under the address space's lock.
+    pub fn vmas(&self) -> &RankedRwLock<VmaMap> {
+        &self.vmas
+    }
+
+    /// What catches CPU accesses.
+    pub fn tracker(&self) -> &Arc<dyn Tracker> {
+        &self.tracker
+    }
+
+    /// What is known of the page that `address` lies in; `None` outside the heap.
+    pub fn page_info(&self, address: VirtAddr) -> Option<PageInfo> {
+        self.home.views.page_of(address).map(|page| self.home.pages.info(page))
+    }
+
+    /// Says which threads belong to the device's driver; CPU faults of theirs are counted apart. Once.
+    pub(crate) fn set_driver_threads(&self, threads: Vec<u32>) {
+        let _ = self.driver_threads.set(threads);
+    }
+
+    /// Takes every mapped page out of the app view, so that each is seen again when it is next touched. For
+    /// finding kernels that do not translate.
+    pub(crate) fn unmap_app_view(&self) -> Result<(), crate::track::TrackError> {
+        let vmas = self.vmas.read();
+        for vma in vmas.iter() {
+            let _pages = self.home.pages.lock(vma.range);
+            self.tracker.watch(vma.range)?;
+            self.tracker.unmap(vma.range)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps CPU faults waiting until the guard is dropped, so that a device that loses every race for its pages gets one
+    /// round for itself. Taken before the address space's lock; the holder must not touch the app view.
+    pub(crate) fn hold_cpu_faults(&self) -> RwLockWriteGuard<'_, ()> {
+        self.cpu_faults.write()
+    }
+
+    fn cpu_fault(&self, fault: CpuFault) -> FaultOutcome {
+        Counters::add(&self.counters.cpu_faults, 1);
+        if self.driver_threads.get().is_some_and(|threads| threads.contains(&fault.thread)) {
+            Counters::add(&self.counters.driver_cpu_faults, 1);
+        }
+        let _touching = self.cpu_faults.read();
+        let vmas = self.vmas.read();
+        let permission = vmas.find(fault.page).map(|vma| vma.permission());
+        if fault.access == Access::Write && permission == Some(Permission::ReadOnly) {
+            return FaultOutcome::Refused;
+        }
+        let unit = self.tracker.unit(fault.page);
+        let _pages = self.home.pages.lock(unit);
+        match self.resolve(unit, fault.access, permission) {
+            Ok(()) => FaultOutcome::Resolved,
+            Err(error) => {
+                tracing::error!(page = fault.page.0, access = %fault.access, "CPU fault not resolved: {error}");
+                FaultOutcome::Refused
+            }
+        }
+    }
+
+    /// Makes `unit`, whose page locks are held, accessible to the CPU. See the table at the top.
+    fn resolve(
+        &self,
+        unit: PageRange,
+        access: Access,
+        permission: Option<Permission>,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let pages = &self.home.pages;
+        let has = |wanted: fn(PageState) -> bool| unit.iter().any(|page| wanted(pages.state(page)));
+        let writable = if permission == Some(Permission::ReadOnly) { Protection::ReadOnly } else { Protection::ReadWrite };
+        let on_device = has(|state| matches!(state, PageState::Device(_)));
+        let shared = has(|state| state == PageState::Shared);
+        let (event, becomes, protection) = match access {
+            _ if !on_device && !shared => (None, PageState::Cpu, writable),
+            Access::Write => (Some(Event::Migrate), PageState::Cpu, writable),
+            Access::Read if on_device => (Some(Event::ProtectionPage), PageState::Shared, Protection::ReadOnly),
+            Access::Read => (None, PageState::Shared, Protection::ReadOnly),
+        };
+        let bracket = event.map(|event| self.notifiers.invalidate(unit, event, None, Blocking::Yes)).transpose()?;
+        for page in unit.iter() {
+            if pages.state(page) != PageState::Cpu {
+                pages.set_state(page, becomes);
+            }
+        }
+        self.tracker.map(unit, protection)?;
+        drop(bracket);
+        Ok(())
+    }
+
+    /// Takes `range`, whose contents no longer matter, away from devices and gives its memory back.
+    fn drop_contents(&self, range: PageRange, event: Event) {
+        let pages = &self.home.pages;
+        let _pages = pages.lock(range);
+        let bracket = self.notifiers.is_subscribed().then(|| self.notifiers.invalidate(range, event, None, Blocking::Yes));
+        if let Some(Err(error)) = &bracket {
+            tracing::error!(?range, "a device keeps pages that are given back: {error}");
+        }
+        for page in range.iter() {
+            pages.reset(page);
+        }
+        if let Err(error) = self.home.views.punch(range) {
+            tracing::warn!("memory is not given back: {error}");
+        }
+        drop(bracket);
+    }
+}
+
+impl PageSource for AddressSpace {
+    fn map(&self, pages: u32, align: u32) -> Result<PageIndex, HeapError> {
+        let mut vmas = self.vmas.write();
+        let in_use = u64::from(vmas.mapped_pages()) * PAGE_SIZE as u64;
+        let range = match vmas.insert_lowest(pages, align, VmaAttributes::default()) {
+            Ok(vma) => vma.range,
+            Err(_) => {
+                return Err(HeapError::Exhausted {
+                    asked: u64::from(pages) * PAGE_SIZE as u64,
+                    in_use,
+                    limit: u64::from(self.home.views.pages()) * PAGE_SIZE as u64,
+                });
+            }
+        };
+        if let Err(error) = self.home.views.grow_to(range.end.0) {
+            // Just inserted, so removing it cannot fail.
+            let _ = vmas.remove(range);
+            return Err(error.into());
+        }
+        Ok(range.start)
+    }
+
+    fn unmap(&self, range: PageRange) {
+        let mut vmas = self.vmas.write();
+        if let Err(error) = vmas.remove(range) {
+            tracing::error!("unmapping pages that are not mapped: {error}");
+            return;
+        }
+        self.drop_contents(range, Event::Unmap);
+    }
+
+    fn discard(&self, range: PageRange) {
+        let _vmas = self.vmas.read();
+        self.drop_contents(range, Event::Clear);
+    }
+
+    fn addr_of(&self, page: PageIndex) -> VirtAddr {
+        self.home.views.addr_of(page)
+    }
+
+    fn page_of(&self, address: VirtAddr) -> Option<PageIndex> {
+        self.home.views.page_of(address)
+    }
+}
+
+impl Drop for AddressSpace {
+    fn drop(&mut self) {
+        if let Err(error) = self.notifiers.release() {
+            tracing::error!("releasing mirrors: {error}");
+        }
+        self.tracker.stop();
+    }
+}

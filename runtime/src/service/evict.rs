@@ -1,0 +1,76 @@
+//! Eviction: making room for pages that are needed now.
+//!
+//! Victims are chosen by a clock hand over the frames, passing over pages that a kernel used since their accessed bit was last
+//! collected, and pages serviced for work that still waits (I7). A victim whose page lock is not free at once is passed over:
+//! somebody is changing it. No dispatch is in flight, since the caller is the thread that dispatches.
+
+use super::fault::Service;
+use crate::addr::{PageIndex, PageRange};
+use crate::device::layout::pte;
+use crate::mm::pages::PageState;
+use crate::observe::Counters;
+
+impl Service {
+    /// Takes up to `count` frames from pages nobody waits for; returns how many.
+    pub(super) fn evict(&mut self, count: usize) -> usize {
+        if !self.tight {
+            // From here on it matters what was used since when.
+            self.tight = true;
+        }
+        let mirror = self.mirror.clone();
+        let victims = {
+            let mut state = mirror.lock();
+            let state = &mut *state;
+            let (table, protected) = (&state.table, &self.protected);
+            state.frames.victims(count, |page| table.load(page) & pte::ACCESSED == 0 && !protected.contains(&page))
+        };
+        let mut evicted = 0;
+        for page in victims {
+            evicted += usize::from(self.evict_page(page));
+        }
+        Counters::add(&mirror.counters.evictions, evicted as u64);
+        evicted
+    }
+
+    fn evict_page(&self, page: PageIndex) -> bool {
+        let mirror = &self.mirror;
+        let pages = &mirror.home.pages;
+        let Some(_page) = pages.try_lock(page) else { return false };
+        let mut state = mirror.lock();
+        let entry = state.table.load(page);
+        if entry & pte::VALID == 0 || entry & pte::ZERO != 0 {
+            return false;
+        }
+        mirror.take_away(&mut state, PageRange::single(page), true);
+        if pages.state(page) == PageState::Device(mirror.number()) {
+            // Home is the truth again; the CPU's next touch maps it.
+            pages.set_state(page, PageState::Cpu);
+        }
+        true
+    }
+
+    /// Starts a launch: nothing waits yet, and frames are not known to be short.
+    pub fn begin_launch(&mut self) {
+        self.protected.clear();
+        self.tight = false;
+    }
+
+    /// Forgets what earlier work waited for: everything may be evicted again. Accessed bits are collected, so that those set from
+    /// now on tell what the next dispatches use.
+    pub fn unprotect(&mut self) {
+        self.protected.clear();
+        if !self.tight {
+            return;
+        }
+        let state = self.mirror.lock();
+        for page in state.frames.pages() {
+            let entry = state.table.clear_flags(page, pte::ACCESSED);
+            self.mirror.home.pages.mark(page, entry & pte::ACCESSED != 0, false);
+        }
+    }
+
+    /// Whether frames are so short that eviction was needed.
+    pub fn is_tight(&self) -> bool {
+        self.tight
+    }
+}

@@ -1,0 +1,456 @@
+//! Servicing device faults: the range protocol's other end.
+//!
+//! For one span, with its page locks held throughout:
+//!
+//! 1. look up VMA and states (under `mm`, read);
+//! 2. make the CPU side let go: write-protect what will be shared, unmap what the device will own, and have other devices
+//!    let go; from here on the home pages do not change;
+//! 3. find out which pages have contents at all, and take frames (under the update lock);
+//! 4. copy in, without any lock a notifier callback takes;
+//! 5. under the update lock: if the range says retry, give the frames back and start over; else write the entries.
+//!
+//! The page locks alone exclude every state change of our own making. The range catches what comes from elsewhere: invalidations
+//! by users of the `hmm` API, and by the kernel's events. After several collisions the span is serviced under `mm`'s write
+//! side, which holds all of these off.
+
+use super::coalesce::{PageFault, Span, deduplicate, spans};
+use super::mirror::{CopyList, DeviceMirror};
+use crate::addr::{Access, FrameIndex, PageIndex, PageRange};
+use crate::device::DeviceError;
+use crate::device::layout::pte;
+use crate::hmm::{Attempt, Blocking, CollisionRetry, Deadline, Event, Invalidation, Mirror, OutOfTime, Range, RealClock};
+use crate::mm::pages::PageState;
+use crate::mm::space::AddressSpace;
+use crate::mm::vma::{Permission, Vma};
+use crate::observe::Counters;
+use crate::track::TrackError;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a span may collide before the service gives up. Far beyond what a working system needs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A span could not be serviced for a reason that is nobody's fault but the system's.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The CPU side could not be protected.
+    #[error(transparent)]
+    Track(#[from] TrackError),
+    /// Another device, or the address space, is going away.
+    #[error("the range protocol refused {pages:?}: {reason}")]
+    Range {
+        /// The span.
+        pages: PageRange,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl From<OutOfTime> for ServiceError {
+    fn from(error: OutOfTime) -> Self {
+        Self::Range { pages: PageRange::default(), reason: error.to_string() }
+    }
+}
+
+/// What became of a list of faults.
+#[derive(Debug, Default)]
+pub struct Served {
+    /// Entries that named a page already named.
+    pub duplicates: usize,
+    /// Pages that no VMA covers, or that may not be written: the faults cannot be served.
+    pub refused: HashSet<PageIndex>,
+    /// Pages that found no frame.
+    pub short: usize,
+}
+
+/// What a page of a span needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Action {
+    /// It is mapped as asked.
+    Nothing,
+    /// The entry becomes writable where it stands.
+    Upgrade,
+    /// A frame is filled from home.
+    Copy(FrameIndex),
+    /// A frame is filled with zeros.
+    Zero(FrameIndex),
+    /// The shared zero frame.
+    ZeroFrame,
+    /// No frame was left.
+    Short,
+}
+
+/// Fault service for one mirror. One thread uses it at a time; its buffers are kept between calls.
+pub struct Service {
+    space: Arc<AddressSpace>,
+    pub(super) mirror: Arc<DeviceMirror>,
+    registration: Arc<Mirror>,
+    clock: RealClock,
+    /// Pages that must not be evicted: serviced for work that still waits.
+    pub(super) protected: HashSet<PageIndex>,
+    /// Whether pages were evicted since the protection was last reset.
+    pub(super) tight: bool,
+    access: Vec<Option<Access>>,
+    actions: Vec<Action>,
+    copies: CopyList,
+    zeros: CopyList,
+}
+
+impl Service {
+    /// A service that fills `mirror`, registered as `registration`, from `space`.
+    pub fn new(space: Arc<AddressSpace>, mirror: Arc<DeviceMirror>, registration: Arc<Mirror>) -> Self {
+        Self {
+            space,
+            mirror,
+            registration,
+            clock: RealClock::new(),
+            protected: HashSet::new(),
+            tight: false,
+            access: Vec::new(),
+            actions: Vec::new(),
+            copies: CopyList::default(),
+            zeros: CopyList::default(),
+        }
+    }
+
+    /// Services `faults`. A span that fails does not hold up the others; the first error is returned at the end.
+    pub fn serve(&mut self, faults: &mut Vec<PageFault>) -> Result<Served, ServiceError> {
+        let start = Instant::now();
+        let mut served = Served { duplicates: deduplicate(faults), ..Served::default() };
+        Counters::add(&self.mirror.counters.duplicates, served.duplicates as u64);
+        self.upgrade_to_pending(faults);
+        let mut list = Vec::new();
+        self.split_by_vma(faults, &mut list, &mut served);
+        let mut result = Ok(());
+        for (span, vma) in list {
+            if let Err(error) = self.serve_span(&span, &faults[span.faults.clone()], &vma, &mut served) {
+                tracing::error!(?span, "span not serviced: {error}");
+                if result.is_ok() {
+                    result = Err(error);
+                }
+            }
+        }
+        Counters::add_time(&self.mirror.counters.service_nanos, start.elapsed());
+        result.map(|()| served)
+    }
+
+    /// A kernel that reads a page first and writes it then appends once: the entry's pending bits say the rest.
+    fn upgrade_to_pending(&self, faults: &mut [PageFault]) {
+        let state = self.mirror.lock();
+        for fault in faults {
+            if state.table.load(fault.page) & pte::PENDING_WRITE != 0 {
+                fault.access = Access::Write;
+            }
+        }
+    }
+
+    fn split_by_vma(&self, faults: &[PageFault], list: &mut Vec<(Span, Vma)>, served: &mut Served) {
+        let vmas = self.space.vmas().read();
+        let mut refused = Vec::new();
+        let mut at = 0;
+        while at < faults.len() {
+            let Some(vma) = vmas.find(faults[at].page) else {
+                refused.push(faults[at].page);
+                at += 1;
+                continue;
+            };
+            let end = at + faults[at..].partition_point(|fault| vma.range.contains(fault.page));
+            let read_only = vma.permission() == Permission::ReadOnly;
+            let mut from = at;
+            for (index, fault) in faults.iter().enumerate().take(end).skip(at) {
+                if read_only && fault.access == Access::Write {
+                    refused.push(fault.page);
+                    list.extend(spans(&faults[from..index], from, vma.range, false).into_iter().map(|s| (s, vma.clone())));
+                    from = index + 1;
+                }
+            }
+            let fill = !self.tight;
+            list.extend(spans(&faults[from..end], from, vma.range, fill).into_iter().map(|s| (s, vma.clone())));
+            at = end;
+        }
+        drop(vmas);
+        let state = self.mirror.lock();
+        for &page in &refused {
+            if state.table.clip(PageRange::single(page)).len() == 1 {
+                state.table.clear_flags(page, pte::PENDING);
+            }
+        }
+        served.refused.extend(refused);
+    }
+
+    fn serve_span(
+        &mut self,
+        span: &Span,
+        faults: &[PageFault],
+        vma: &Vma,
+        served: &mut Served,
+    ) -> Result<(), ServiceError> {
+        let registration = self.registration.clone();
+        let refuse = |reason: String| ServiceError::Range { pages: span.pages, reason };
+        let range = registration.range(span.pages).map_err(|error| refuse(error.to_string()))?;
+        let clock = self.clock.clone();
+        let mut retry = CollisionRetry::new(Deadline::after(&clock, PATIENCE));
+        let (space, mirror) = (self.space.clone(), self.mirror.clone());
+        let home = space.home().clone();
+        Counters::add(&self.mirror.counters.ranges, 1);
+        loop {
+            let attempt = retry.next()?;
+            if attempt == Attempt::Fast {
+                range.wait_until_valid(retry.deadline()).map_err(|error| refuse(error.to_string()))?;
+            }
+            let slow = (attempt == Attempt::Slow).then(|| space.vmas().write());
+            let fast = slow.is_none().then(|| space.vmas().read());
+            let current = slow.as_deref().or(fast.as_deref()).and_then(|vmas| vmas.find(span.pages.start).cloned());
+            // The VMA may have changed since the faults were sorted: then they are looked at afresh when they recur.
+            let Some(current) = current.filter(|now| now.id == vma.id && now.range.contains_range(span.pages)) else {
+                self.clear_pending(span.pages);
+                return Ok(());
+            };
+            let pages = home.pages.lock(span.pages);
+            let seq = range.begin();
+            drop(fast);
+            self.want(span, faults);
+            let bracket = self.quiet_cpu_side(span.pages, &range)?;
+            self.plan(span.pages, &current)?;
+            self.copy_in()?;
+
+            let mut state = mirror.lock();
+            if range.retry(seq) {
+                for action in &self.actions {
+                    if let Action::Copy(frame) | Action::Zero(frame) = action {
+                        state.frames.release(*frame);
+                    }
+                }
+                drop(state);
+                drop(bracket);
+                drop(pages);
+                drop(slow);
+                Counters::add(&self.mirror.counters.collisions, 1);
+                retry.collided();
+                continue;
+            }
+            served.short += self.commit(&mut state, span.pages, &current);
+            drop(state);
+            drop(bracket);
+            drop(pages);
+            drop(slow);
+            return Ok(());
+        }
+    }
+
+    fn clear_pending(&self, pages: PageRange) {
+        let state = self.mirror.lock();
+        for page in state.table.clip(pages).iter() {
+            state.table.clear_flags(page, pte::PENDING);
+        }
+    }
+
+    /// Notes which access each page of the span needs: holes are read.
+    fn want(&mut self, span: &Span, faults: &[PageFault]) {
+        self.access.clear();
+        self.access.resize(span.pages.len() as usize, None);
+        for fault in faults {
+            self.access[(fault.page.0 - span.pages.start.0) as usize] = Some(fault.access);
+        }
+    }
+
+    /// Step 2: after this, neither the CPU nor another device changes the home pages. The bracket, if other devices had to let
+    /// go, is to be kept until the entries are written.
+    fn quiet_cpu_side<'r>(
+        &self,
+        span: PageRange,
+        range: &'r Range<'_>,
+    ) -> Result<Option<Invalidation<'r>>, ServiceError> {
+        let pages = &self.space.home().pages;
+        let own = PageState::Device(self.mirror.number());
+        let tracker = self.space.tracker();
+        // What the app view must lose: nothing, stores, or everything.
+        #[derive(Clone, Copy, PartialEq, Eq)]
+        enum Lose {
+            Nothing,
+            Stores,
+            All,
+        }
+        let mut elsewhere = false;
+        let mut runs: Vec<(Lose, PageRange)> = Vec::new();
+        for (index, page) in span.iter().enumerate() {
+            let state = pages.state(page);
+            elsewhere |= matches!(state, PageState::Device(_)) && state != own;
+            let write = self.access[index] == Some(Access::Write);
+            elsewhere |= write && state == PageState::Shared;
+            let lose = match state {
+                PageState::Device(_) => Lose::Nothing,
+                _ if write => Lose::All,
+                PageState::Shared => Lose::Nothing,
+                PageState::Cpu => Lose::Stores,
+            };
+            match runs.last_mut() {
+                Some((last, run)) if *last == lose => run.end = page.plus(1),
+                _ => runs.push((lose, PageRange::single(page))),
+            }
+        }
+        if runs.iter().any(|(lose, _)| *lose != Lose::Nothing) {
+            tracker.watch(span)?;
+        }
+        for (lose, run) in runs {
+            match lose {
+                Lose::Nothing => {}
+                Lose::Stores => tracker.write_protect(run)?,
+                Lose::All => tracker.unmap(run)?,
+            }
+        }
+        // One bracket for the span; this mirror's own callback is skipped, the other devices bring their data home.
+        elsewhere
+            .then(|| range.invalidate_others(span, Event::Migrate, Blocking::Yes))
+            .transpose()
+            .map_err(|error| ServiceError::Range { pages: span, reason: error.to_string() })
+    }
+
+    /// Step 3: decides what each page needs and takes frames.
+    fn plan(&mut self, span: PageRange, vma: &Vma) -> Result<(), ServiceError> {
+        let home = self.space.home().clone();
+        let own = PageState::Device(self.mirror.number());
+        self.actions.clear();
+        self.copies.clear();
+        self.zeros.clear();
+        let mut data = home.views.has_data(span).peekable();
+        for page in span.iter() {
+            while data.next_if(|run| run.end <= page).is_some() {}
+            let has_data = data.peek().is_some_and(|run| run.contains(page));
+            let write = self.access[self.actions.len()] == Some(Access::Write);
+            let wanted = self.access[self.actions.len()].is_some();
+            let entry = self.mirror.lock().table.load(page);
+            let mapped = entry & pte::VALID != 0;
+            let owned = home.pages.state(page) == own;
+            let action = if mapped && (!write || entry & pte::WRITABLE != 0) {
+                Action::Nothing
+            } else if mapped && entry & pte::ZERO == 0 {
+                Action::Upgrade
+            } else if !write && !owned && !has_data {
+                Action::ZeroFrame
+            } else {
+                match self.take_frame(vma.range, page, wanted)? {
+                    None => Action::Short,
+                    Some(frame) => {
+                        let address = self.mirror.lock().frames.address(frame);
+                        let host = home.views.alias_ptr(page);
+                        let list = if has_data { &mut self.copies } else { &mut self.zeros };
+                        list.push(page, host, address, 1);
+                        if has_data { Action::Copy(frame) } else { Action::Zero(frame) }
+                    }
+                }
+            };
+            self.actions.push(action);
+        }
+        Ok(())
+    }
+
+    /// A frame for `page`, evicting if need be and if the page is really wanted.
+    fn take_frame(
+        &mut self,
+        vma: PageRange,
+        page: PageIndex,
+        wanted: bool,
+    ) -> Result<Option<FrameIndex>, ServiceError> {
+        for _ in 0..2 {
+            let frame = {
+                let mut state = self.mirror.lock();
+                state.frames.place(self.mirror.device.as_ref(), vma, page)?
+            };
+            if frame.is_some() || !wanted {
+                return Ok(frame);
+            }
+            if self.evict(32) == 0 {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Step 4.
+    fn copy_in(&self) -> Result<(), ServiceError> {
+        let start = Instant::now();
+        // SAFETY: the alias is always readable; step 2 made the home pages quiet, the page locks keep them so. The frames were
+        // just taken, so no kernel and no other copy uses them.
+        let copied = unsafe { self.mirror.device.copy_in(&self.copies.copies) };
+        // SAFETY: as above.
+        let result = copied.and_then(|()| unsafe { self.mirror.device.fill_zero(&self.zeros.copies) });
+        Counters::add_time(&self.mirror.counters.copy_nanos, start.elapsed());
+        if let Err(error) = result {
+            let mut state = self.mirror.lock();
+            for action in &self.actions {
+                if let Action::Copy(frame) | Action::Zero(frame) = action {
+                    state.frames.release(*frame);
+                }
+            }
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Step 5: writes entries and states. Returns how many pages found no frame.
+    fn commit(&mut self, state: &mut super::mirror::MirrorState, span: PageRange, vma: &Vma) -> usize {
+        let pages = &self.space.home().pages;
+        let counters = &self.mirror.counters;
+        let own = PageState::Device(self.mirror.number());
+        let (mut short, mut faulted, mut filled, mut zero) = (0, 0, 0, 0);
+        for (index, page) in span.iter().enumerate() {
+            let asked = self.access[index];
+            let write = asked == Some(Access::Write);
+            let mut flags = pte::VALID;
+            if write || pages.state(page) == own {
+                flags |= pte::WRITABLE;
+            }
+            if page.plus(1) == vma.range.end {
+                flags |= pte::LAST;
+            }
+            match self.actions[index] {
+                Action::Short => {
+                    state.table.clear_flags(page, pte::PENDING);
+                    short += usize::from(asked.is_some());
+                    // The CPU side was quieted, but no translation exists: its next touch finds the old state.
+                    continue;
+                }
+                Action::Nothing => {
+                    state.table.clear_flags(page, pte::PENDING);
+                }
+                Action::Upgrade => {
+                    let entry = state.table.clear_flags(page, pte::PENDING);
+                    state.table.set_flags(page, pte::WRITABLE);
+                    debug_assert!(entry & pte::VALID != 0);
+                }
+                Action::Copy(frame) | Action::Zero(frame) => {
+                    state.table.store(page, state.frames.address(frame), flags);
+                }
+                Action::ZeroFrame => {
+                    let zero_frame = self.mirror.zero_frame();
+                    state.table.store(page, zero_frame, pte::ZERO | (flags & !pte::WRITABLE));
+                    zero += 1;
+                }
+            }
+            if write {
+                pages.set_state(page, own);
+            } else if pages.state(page) != own {
+                pages.set_state(page, PageState::Shared);
+            }
+            if asked.is_some() {
+                pages.count_fault(page);
+                faulted += 1;
+                if self.tight {
+                    self.protected.insert(page);
+                }
+            } else {
+                filled += 1;
+            }
+        }
+        Counters::add(&counters.pages_faulted, faulted);
+        Counters::add(&counters.pages_filled, filled);
+        Counters::add(&counters.pages_zero, zero);
+        Counters::add(&counters.pages_in, self.copies.pages.len() as u64);
+        short
+    }
+}

@@ -1,0 +1,290 @@
+//! One device's view of the address space: its page table, its frames, and how it lets go of pages.
+//!
+//! # Locks
+//!
+//! - The *gate* is held while a dispatch is in flight, and by whoever takes translations away. So in replay mode a
+//!   shootdown is simply taking the gate: no invocation runs, none can use an entry that is taken, and none can set an
+//!   accessed or dirty bit after it was collected (I8).
+//! - The *update lock* guards page table and frame pool. An entry's frame and permission change only under it, by someone who
+//!   also holds the page's lock; callbacks run for someone who holds it.
+
+use crate::addr::{DeviceAddress, PAGE_SIZE, PageIndex, PageRange};
+use crate::device::layout::{SINK_BYTES, pte};
+use crate::device::{Device, DeviceError, FramePool, PageCopy, PageTable, SharedMemory, SharedUse, frame_of};
+use crate::hmm::{Blocking, Event, InvalidateInfo, MirrorOps, OwnerId, WouldBlock};
+use crate::mm::pages::{DeviceNumber, PageState};
+use crate::mm::space::Home;
+use crate::observe::Counters;
+use crate::rank::{Rank, RankedMutex, RankedMutexGuard};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What the update lock guards.
+pub(super) struct MirrorState {
+    pub(super) table: PageTable,
+    pub(super) frames: FramePool,
+    /// Pages whose newest contents went down with the device.
+    lost: Vec<PageIndex>,
+}
+
+/// Pages whose newest contents were only on a device that is lost.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LostPages(pub Vec<PageRange>);
+
+/// A device's mirror of an address space. Linux: `struct hmm_mirror`.
+pub struct DeviceMirror {
+    pub(super) device: Arc<dyn Device>,
+    pub(super) home: Arc<Home>,
+    pub(super) counters: Arc<Counters>,
+    number: DeviceNumber,
+    owner: OwnerId,
+    gate: RankedMutex<()>,
+    update: RankedMutex<MirrorState>,
+    sinks: Box<dyn SharedMemory>,
+}
+
+/// The gate, held: no dispatch starts, none is in flight.
+pub type GateGuard<'a> = RankedMutexGuard<'a, ()>;
+
+impl DeviceMirror {
+    /// A mirror with an empty page table and at most `frame_limit` frames.
+    pub fn new(
+        device: Arc<dyn Device>,
+        home: Arc<Home>,
+        counters: Arc<Counters>,
+        number: DeviceNumber,
+        frame_limit: u32,
+    ) -> Result<Self, DeviceError> {
+        // The first frame-sized part is read as zeros, the second takes stores that must vanish.
+        let sinks = device.shared_memory(3 * SINK_BYTES, SharedUse::HostWrites)?;
+        let table = PageTable::new(device.as_ref(), home.views.grown().next_power_of_two().max(1024))?;
+        Ok(Self {
+            device,
+            home,
+            counters,
+            number,
+            owner: OwnerId::unique(),
+            gate: RankedMutex::new(Rank::DeviceGate, ()),
+            update: RankedMutex::new(
+                Rank::MirrorUpdate,
+                MirrorState { table, frames: FramePool::new(frame_limit), lost: Vec::new() },
+            ),
+            sinks,
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// The device's number in page states.
+    pub fn number(&self) -> DeviceNumber {
+        self.number
+    }
+
+    /// Whom invalidations name that this mirror causes.
+    pub fn owner(&self) -> OwnerId {
+        self.owner
+    }
+
+    /// A page-aligned run of zeros.
+    pub fn zero_frame(&self) -> DeviceAddress {
+        DeviceAddress(self.sinks.address().0.next_multiple_of(PAGE_SIZE as u64))
+    }
+
+    /// Where stores go that must vanish.
+    pub fn write_sink(&self) -> DeviceAddress {
+        self.zero_frame().plus(SINK_BYTES as u64)
+    }
+
+    /// Waits until no dispatch is in flight and keeps others from starting.
+    pub fn close_gate(&self) -> GateGuard<'_> {
+        self.gate.lock()
+    }
+
+    pub(super) fn lock(&self) -> RankedMutexGuard<'_, MirrorState> {
+        self.update.lock()
+    }
+
+    /// The page table's address and entries, grown to cover all of the heap that is in use. The gate is held: no
+    /// kernel walks the old table.
+    pub fn table(&self, _gate: &GateGuard<'_>) -> Result<(DeviceAddress, u32), DeviceError> {
+        let mut state = self.update.lock();
+        let wanted = self.home.views.grown();
+        if state.table.pages() < wanted {
+            let table = PageTable::new(self.device.as_ref(), wanted.next_power_of_two())?;
+            table.copy_from(&state.table);
+            state.table = table;
+        }
+        Ok((state.table.address(), state.table.pages()))
+    }
+
+    /// Frames in use, taken and allowed.
+    pub fn frames(&self) -> crate::device::FrameUse {
+        self.update.lock().frames.usage()
+    }
+
+    /// Bytes of the page table.
+    pub fn table_bytes(&self) -> usize {
+        self.update.lock().table.bytes()
+    }
+
+    /// Pages whose newest contents were lost with the device.
+    pub fn lost(&self) -> LostPages {
+        let mut pages = self.update.lock().lost.clone();
+        pages.sort_unstable();
+        pages.dedup();
+        let mut ranges: Vec<PageRange> = Vec::new();
+        for page in pages {
+            match ranges.last_mut() {
+                Some(last) if last.end == page => last.end = page.plus(1),
+                _ => ranges.push(PageRange::single(page)),
+            }
+        }
+        LostPages(ranges)
+    }
+
+    /// Takes this device's translations of `range` away, brings home what is dirty if `bring_home`, and gives the frames
+    /// back. Gate and update lock are held; so are the page locks, by the caller or by whom the caller works for.
+    pub(super) fn take_away(&self, state: &mut MirrorState, range: PageRange, bring_home: bool) {
+        let mut copies = CopyList::default();
+        let mut frames = Vec::new();
+        for page in state.table.clip(range).iter() {
+            let entry = state.table.load(page);
+            if entry & pte::VALID == 0 {
+                if entry & pte::PENDING != 0 {
+                    state.table.take(page);
+                }
+                continue;
+            }
+            let entry = state.table.take(page);
+            self.collect(page, entry);
+            if entry & pte::ZERO != 0 {
+                continue;
+            }
+            if entry & pte::DIRTY != 0 && bring_home {
+                copies.push(page, self.home.views.alias_ptr(page), frame_of(entry), 1);
+            }
+            frames.extend(state.frames.at(frame_of(entry)));
+        }
+        self.copy_home(state, &copies);
+        for frame in frames {
+            state.frames.release(frame);
+        }
+    }
+
+    /// Makes this device's translations of `range` read-only and brings home what is dirty; frames stay. Locks as for
+    /// `take_away`.
+    fn downgrade(&self, state: &mut MirrorState, range: PageRange) {
+        let mut copies = CopyList::default();
+        for page in state.table.clip(range).iter() {
+            if state.table.load(page) & pte::WRITABLE == 0 {
+                continue;
+            }
+            let entry = state.table.clear_flags(page, pte::WRITABLE | pte::DIRTY | pte::ACCESSED);
+            self.collect(page, entry);
+            if entry & pte::DIRTY != 0 {
+                copies.push(page, self.home.views.alias_ptr(page), frame_of(entry), 1);
+            }
+        }
+        self.copy_home(state, &copies);
+    }
+
+    /// Carries accessed and dirty bits over to the page's record (I4).
+    fn collect(&self, page: PageIndex, entry: u64) {
+        self.home.pages.mark(page, entry & pte::ACCESSED != 0, entry & pte::DIRTY != 0);
+    }
+
+    fn copy_home(&self, state: &mut MirrorState, copies: &CopyList) {
+        if copies.copies.is_empty() {
+            return;
+        }
+        let start = Instant::now();
+        // SAFETY: the alias is always writable and the pages are locked, so nobody else copies to them; the frames are
+        // this mirror's, held under the update lock, and the gate is closed.
+        match unsafe { self.device.copy_out(&copies.copies) } {
+            Ok(()) => {
+                Counters::add(&self.counters.pages_out, copies.pages.len() as u64);
+                Counters::add_time(&self.counters.copy_nanos, start.elapsed());
+            }
+            Err(error) => {
+                tracing::error!(pages = copies.pages.len(), "what the device wrote is lost: {error}");
+                state.lost.extend(&copies.pages);
+            }
+        }
+    }
+
+    /// Brings everything home: dirty pages are copied, all states go back to the CPU. For shutting down.
+    pub fn bring_all_home(&self) {
+        let mut pages: Vec<PageIndex> = {
+            let state = self.update.lock();
+            state.frames.pages().collect()
+        };
+        pages.sort_unstable();
+        for page in pages {
+            let _page = self.home.pages.lock(PageRange::single(page));
+            let _gate = self.gate.lock();
+            let mut state = self.update.lock();
+            self.take_away(&mut state, PageRange::single(page), true);
+            if self.home.pages.state(page) == PageState::Device(self.number) {
+                self.home.pages.set_state(page, PageState::Cpu);
+            }
+        }
+    }
+}
+
+impl MirrorOps for DeviceMirror {
+    fn invalidate(&self, info: &InvalidateInfo) -> Result<(), WouldBlock> {
+        let (_gate, mut state) = match info.blocking {
+            Blocking::Yes => (self.gate.lock(), self.update.lock()),
+            Blocking::No => {
+                (self.gate.try_lock().ok_or(WouldBlock)?, self.update.try_lock().ok_or(WouldBlock)?)
+            }
+        };
+        match info.event {
+            Event::ProtectionVma | Event::ProtectionPage | Event::SoftDirty => self.downgrade(&mut state, info.pages),
+            Event::Migrate | Event::Exclusive => self.take_away(&mut state, info.pages, true),
+            Event::Unmap | Event::Clear | Event::Release => self.take_away(&mut state, info.pages, false),
+        }
+        if info.event == Event::Unmap {
+            state.frames.forget(info.pages);
+        }
+        Ok(())
+    }
+
+    fn release(&self) {
+        let _gate = self.gate.lock();
+        let mut state = self.update.lock();
+        let all = PageRange::of_len(PageIndex(0), state.table.pages());
+        self.take_away(&mut state, all, true);
+    }
+}
+
+/// Copies with neighbours on both sides merged, and the pages they cover.
+#[derive(Default)]
+pub(super) struct CopyList {
+    pub(super) copies: Vec<PageCopy>,
+    pub(super) pages: Vec<PageIndex>,
+}
+
+impl CopyList {
+    /// Adds `count` pages at `host` and in frames from `device` on.
+    pub(super) fn push(&mut self, page: PageIndex, host: *mut u8, device: DeviceAddress, count: u32) {
+        let bytes = count as usize * PAGE_SIZE;
+        self.pages.extend(PageRange::of_len(page, count).iter());
+        match self.copies.last_mut() {
+            Some(last)
+                if last.host.wrapping_add(last.bytes) == host && last.device.plus(last.bytes as u64) == device =>
+            {
+                last.bytes += bytes;
+            }
+            _ => self.copies.push(PageCopy { host, device, bytes }),
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.copies.clear();
+        self.pages.clear();
+    }
+}

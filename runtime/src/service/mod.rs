@@ -1,0 +1,14 @@
+//! Fault service: from drained queue entries to page table entries.
+//!
+//! drain → drop duplicates → sort → coalesce per VMA → one range per span → protect the CPU side in bulk → copy in bulk →
+//! commit. Every state change of a page happens under its lock; entries are written under the mirror's update lock after the
+//! range's retry said that nothing came between.
+
+mod coalesce;
+mod evict;
+mod fault;
+mod mirror;
+
+pub use coalesce::{PageFault, Span};
+pub use fault::{Service, ServiceError, Served};
+pub use mirror::{DeviceMirror, GateGuard, LostPages};

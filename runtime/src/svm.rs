@@ -1,0 +1,433 @@
+//! The runtime as a program sees it: open it, get its heap, load kernels, ask what it did.
+
+use crate::addr::{PAGE_SIZE, VirtAddr};
+use crate::device::vulkan::{CopyPath, VulkanDevice, VulkanOptions};
+use crate::device::{Device, DeviceError, layout};
+use crate::hmm::Mirror;
+use crate::kernel::execute::{Executor, ExecutorOptions, Job};
+use crate::kernel::{Kernel, KernelError, KernelModule, Scope};
+use crate::mm::heap::Heap;
+use crate::mm::pages::{DeviceNumber, PageInfo};
+use crate::mm::space::AddressSpace;
+use crate::mm::views::{DEFAULT_RESERVATION, OwnedViews, ViewsError};
+use crate::observe::{Counters, Stats};
+use crate::service::{DeviceMirror, LostPages};
+use crate::track::{self, TrackError, TrackerKind};
+use crossbeam_channel::Sender;
+use parking_lot::Mutex;
+use std::fmt;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// The runtime could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No Vulkan, no suitable device, or one that cannot be trusted.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The heap could not be reserved.
+    #[error(transparent)]
+    Heap(#[from] ViewsError),
+    /// CPU accesses cannot be caught.
+    #[error(transparent)]
+    Tracker(#[from] track::TrackerUnavailable),
+    /// The tracker did not start.
+    #[error(transparent)]
+    Track(#[from] TrackError),
+    /// An environment variable or option says what cannot be.
+    #[error("{name}={value}: {reason}")]
+    Option {
+        /// The option.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Threads or registrations failed.
+    #[error("starting the runtime failed: {0}")]
+    Start(String),
+}
+
+/// How to open the runtime. Options not set here come from the environment, then from defaults.
+#[derive(Clone, Debug, Default)]
+pub struct Builder {
+    device: Option<String>,
+    tracker: Option<TrackerKind>,
+    heap_bytes: Option<u64>,
+    frames: Option<u32>,
+    queue_capacity: Option<u32>,
+    validation: Option<bool>,
+    copy_path: Option<CopyPath>,
+    count_translations: bool,
+    trap_untranslated: bool,
+}
+
+impl Builder {
+    /// The device to use: its index, or part of its name. Environment: `VKSVM_DEVICE`. Default: the best there is.
+    #[must_use]
+    pub fn device(mut self, device: impl Into<String>) -> Self {
+        self.device = Some(device.into());
+        self
+    }
+
+    /// How CPU accesses are caught. Environment: `VKSVM_TRACKER` (`userfaultfd`, `sigsegv` or `auto`). Default: what works best.
+    #[must_use]
+    pub fn tracker(mut self, tracker: TrackerKind) -> Self {
+        self.tracker = Some(tracker);
+        self
+    }
+
+    /// Bytes of address space to reserve for the heap, a multiple of 2 MiB. Default: 1 TiB; costs nothing until used.
+    #[must_use]
+    pub fn heap_bytes(mut self, bytes: u64) -> Self {
+        self.heap_bytes = Some(bytes);
+        self
+    }
+
+    /// The most 4 KiB frames of device memory to use. Environment: `VKSVM_FRAMES`. Default: 80 % of the device's memory, half
+    /// of it where that is the host's.
+    #[must_use]
+    pub fn frames(mut self, frames: u32) -> Self {
+        self.frames = Some(frames);
+        self
+    }
+
+    /// Entries of the fault queue. Default: 65,536. A full queue costs replays, never work.
+    #[must_use]
+    pub fn queue_capacity(mut self, entries: u32) -> Self {
+        self.queue_capacity = Some(entries);
+        self
+    }
+
+    /// Runs under the Khronos validation layer. Environment: `VKSVM_VALIDATION=1`. Default: off.
+    #[must_use]
+    pub fn validation(mut self, on: bool) -> Self {
+        self.validation = Some(on);
+        self
+    }
+
+    /// How pages get into frames. Environment: `VKSVM_COPY` (`auto` or `staging`). Default: `auto`.
+    #[must_use]
+    pub fn copy_path(mut self, path: CopyPath) -> Self {
+        self.copy_path = Some(path);
+        self
+    }
+
+    /// Has kernels count their translations ([`Stats::translations`]). Default: off; it costs an atomic each.
+    #[must_use]
+    pub fn count_translations(mut self, on: bool) -> Self {
+        self.count_translations = on;
+        self
+    }
+
+    /// Takes the whole heap out of the program's view at every launch, so that a kernel that dereferences host addresses without
+    /// translating them is found even on devices that compute on the CPU. For tests. Default: off.
+    #[must_use]
+    pub fn trap_untranslated(mut self, on: bool) -> Self {
+        self.trap_untranslated = on;
+        self
+    }
+
+    /// Opens the runtime.
+    ///
+    /// # Errors
+    /// Says what is missing and what to do about it.
+    pub fn build(self) -> Result<Svm, OpenError> {
+        let counters = Arc::new(Counters::default());
+        let device = Arc::new(VulkanDevice::open(&VulkanOptions {
+            device: self.device.clone().or_else(|| variable("VKSVM_DEVICE")),
+            validation: self.validation.unwrap_or_else(|| variable("VKSVM_VALIDATION").is_some_and(|value| value != "0")),
+            copy_path: self.copy_path.map_or_else(copy_path_from_environment, Ok)?,
+        })?);
+        let views = OwnedViews::reserve(self.heap_bytes.unwrap_or(DEFAULT_RESERVATION))?;
+        let kind = self.tracker.map_or_else(tracker_from_environment, |kind| Ok(Some(kind)))?;
+        // SAFETY: the address space owns the views and stops the tracker before it lets go of them; references into the app
+        // view are the heap's to give out, and their holders' accesses are resolved by the address space.
+        let tracker = unsafe { track::choose(kind, views.views(), &track::TrackerOptions::default()) }?;
+        let space = AddressSpace::new(views, tracker, counters.clone())?;
+        if device.info().is_cpu {
+            space.set_driver_threads(device.driver_threads());
+        }
+        let heap = Heap::new(space.clone());
+        let frames = match self.frames {
+            Some(frames) => frames,
+            None => frames_from_environment()?.unwrap_or_else(|| default_frames(device.as_ref())),
+        };
+        let options = ExecutorOptions {
+            queue_capacity: self.queue_capacity.unwrap_or(1 << 16),
+            count_translations: self.count_translations,
+            trap_untranslated: self.trap_untranslated,
+        };
+        Svm::assemble(device, space, heap, counters, frames, options)
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn tracker_from_environment() -> Result<Option<TrackerKind>, OpenError> {
+    match variable("VKSVM_TRACKER").as_deref() {
+        None | Some("auto") => Ok(None),
+        Some(value) => value.parse().map(Some).map_err(|_| OpenError::Option {
+            name: "VKSVM_TRACKER",
+            value: value.into(),
+            reason: "expected userfaultfd, sigsegv or auto".into(),
+        }),
+    }
+}
+
+fn copy_path_from_environment() -> Result<CopyPath, OpenError> {
+    match variable("VKSVM_COPY").as_deref() {
+        None | Some("auto") => Ok(CopyPath::Auto),
+        Some("staging") => Ok(CopyPath::Staging),
+        Some(value) => Err(OpenError::Option {
+            name: "VKSVM_COPY",
+            value: value.into(),
+            reason: "expected auto or staging".into(),
+        }),
+    }
+}
+
+fn frames_from_environment() -> Result<Option<u32>, OpenError> {
+    let Some(value) = variable("VKSVM_FRAMES") else { return Ok(None) };
+    match value.parse() {
+        Ok(frames) if frames > 0 => Ok(Some(frames)),
+        _ => Err(OpenError::Option { name: "VKSVM_FRAMES", value, reason: "expected a number of 4 KiB frames".into() }),
+    }
+}
+
+fn default_frames(device: &dyn Device) -> u32 {
+    let info = device.info();
+    let bytes = if info.host_mapped_frames { info.memory_bytes / 2 } else { info.memory_bytes / 5 * 4 };
+    u32::try_from(bytes / PAGE_SIZE as u64).unwrap_or(u32::MAX).max(1)
+}
+
+/// Everything that lives as long as the runtime is in use.
+pub(crate) struct Inner {
+    pub(crate) space: Arc<AddressSpace>,
+    pub(crate) heap: Heap,
+    device: Arc<VulkanDevice>,
+    mirror: Arc<DeviceMirror>,
+    counters: Arc<Counters>,
+    registration: Mutex<Option<Arc<Mirror>>>,
+    jobs: Mutex<Option<Sender<Job>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Inner {
+    pub(crate) fn send(&self, job: Job) -> Result<(), ()> {
+        self.jobs.lock().as_ref().ok_or(())?.send(job).map_err(drop)
+    }
+
+    pub(crate) fn forget(&self, kernel: &KernelModule) {
+        self.device.forget(kernel);
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // No more jobs: the executor finishes what it has, brings all pages home and ends.
+        self.jobs.lock().take();
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the executor panicked");
+        }
+        if let Some(registration) = self.registration.lock().take().and_then(Arc::into_inner)
+            && let Err(error) = registration.unregister()
+        {
+            tracing::error!("unregistering the mirror: {error}");
+        }
+    }
+}
+
+/// Shared virtual memory on one device.
+///
+/// Closing it (dropping the value and its kernels) brings all pages home; memory of its [`Heap`] stays usable by the CPU for as
+/// long as the heap's handles live.
+pub struct Svm {
+    inner: Arc<Inner>,
+}
+
+impl Svm {
+    /// Opens the runtime with options from the environment.
+    ///
+    /// # Errors
+    /// Says what is missing and what to do about it.
+    #[allow(clippy::new_ret_no_self)]
+    pub fn new() -> Result<Self, OpenError> {
+        Self::builder().build()
+    }
+
+    /// Starts choosing options.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    fn assemble(
+        device: Arc<VulkanDevice>,
+        space: Arc<AddressSpace>,
+        heap: Heap,
+        counters: Arc<Counters>,
+        frames: u32,
+        options: ExecutorOptions,
+    ) -> Result<Self, OpenError> {
+        let mirror = Arc::new(DeviceMirror::new(
+            device.clone(),
+            space.home().clone(),
+            counters.clone(),
+            DeviceNumber(0),
+            frames,
+        )?);
+        let registration = Mirror::register(space.notifiers(), mirror.owner(), "vulkan", mirror.clone())
+            .map_err(|error| OpenError::Start(error.to_string()))?;
+        let registration = Arc::new(registration);
+        let executor = Executor::new(
+            space.clone(),
+            heap.clone(),
+            mirror.clone(),
+            registration.clone(),
+            counters.clone(),
+            options,
+        )?;
+        let (jobs, receiver) = crossbeam_channel::unbounded();
+        let thread = std::thread::Builder::new()
+            .name("vksvm-executor".into())
+            .spawn(move || {
+                // The executor services faults: it must not touch tracked memory (I1).
+                let _fault_path = track::FaultPathGuard::enter();
+                executor.run(&receiver);
+            })
+            .map_err(|error| OpenError::Start(error.to_string()))?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                space,
+                heap,
+                device,
+                mirror,
+                counters,
+                registration: Mutex::new(Some(registration)),
+                jobs: Mutex::new(Some(jobs)),
+                thread: Mutex::new(Some(thread)),
+            }),
+        })
+    }
+
+    /// The shared heap. The handle is cheap to clone and is an allocator.
+    pub fn heap(&self) -> Heap {
+        self.inner.heap.clone()
+    }
+
+    /// Loads a kernel from SPIR-V; `name` is for messages.
+    ///
+    /// # Safety
+    /// The module must be valid SPIR-V for Vulkan 1.2. It must access the heap only through what `vksvm.glsl` returns, write only
+    /// to objects that its launches are given for writing or that are reachable from these, read only likewise, and not race with
+    /// itself in ways that Vulkan leaves undefined.
+    ///
+    /// # Errors
+    /// If the module cannot be read, was not compiled with `vksvm.glsl`, needs more than the device offers, or is refused by the
+    /// driver.
+    pub unsafe fn kernel(&self, name: &str, spirv: &[u8]) -> Result<Kernel, KernelError> {
+        let module = KernelModule::new(name, spirv)?;
+        let info = self.inner.device.info();
+        let fits = module.local_size.iter().zip(info.workgroup_size).all(|(&size, limit)| size <= limit);
+        let invocations = module.local_size.iter().map(|&size| u64::from(size)).product::<u64>();
+        if !fits || invocations > u64::from(info.workgroup_invocations) {
+            return Err(KernelError::WorkgroupTooLarge {
+                kernel: name.into(),
+                size: module.local_size,
+                limit: info.workgroup_size,
+                invocations: info.workgroup_invocations,
+            });
+        }
+        let room = info.push_constant_bytes - layout::LAUNCH_BYTES;
+        if module.argument_bytes > room {
+            return Err(KernelError::TooManyArguments {
+                kernel: name.into(),
+                bytes: module.argument_bytes,
+                limit: room,
+            });
+        }
+        self.inner.device.prepare(&module, layout::variant::IDEMPOTENT)?;
+        Ok(Kernel::new(self.inner.clone(), module))
+    }
+
+    /// Runs `body` with a scope in which launches can be submitted; returns when all of them have ended.
+    pub fn scope<'env, T>(&'env self, body: impl for<'scope> FnOnce(&'scope Scope<'env>) -> T) -> T {
+        Scope::run(body)
+    }
+
+    /// Totals since the runtime was opened.
+    pub fn stats(&self) -> Stats {
+        self.inner.counters.snapshot()
+    }
+
+    /// What is known of the page that a pointer points to; `None` outside the heap.
+    pub fn page_info<T: ?Sized>(&self, pointer: *const T) -> Option<PageInfo> {
+        self.inner.space.page_info(VirtAddr::of(pointer))
+    }
+
+    /// Pages whose newest contents were lost with the device; empty while all is well.
+    pub fn lost(&self) -> LostPages {
+        self.inner.mirror.lost()
+    }
+
+    /// What the validation layers said so far; empty without them.
+    pub fn validation_messages(&self) -> Vec<String> {
+        self.inner.device.validation_messages()
+    }
+
+    /// What runs where and how.
+    pub fn info(&self) -> Info {
+        let device = self.inner.device.info().clone();
+        Info {
+            device: device.name,
+            driver: device.driver,
+            is_cpu: device.is_cpu,
+            host_mapped_frames: device.host_mapped_frames,
+            tracker: self.inner.space.tracker().kind(),
+            tracker_details: self.inner.space.tracker().describe(),
+            heap_bytes: u64::from(self.inner.space.home().views.pages()) * PAGE_SIZE as u64,
+            frames: self.inner.mirror.frames().limit,
+            fault_mode: "replay",
+        }
+    }
+}
+
+/// What runs where and how.
+#[derive(Clone, Debug)]
+pub struct Info {
+    /// The device's name.
+    pub device: String,
+    /// Its driver, with version.
+    pub driver: String,
+    /// Whether the device computes on the CPU.
+    pub is_cpu: bool,
+    /// Whether pages are copied straight into frames, without staging.
+    pub host_mapped_frames: bool,
+    /// What catches CPU accesses.
+    pub tracker: TrackerKind,
+    /// How, and why this one.
+    pub tracker_details: String,
+    /// Bytes of the heap's reservation.
+    pub heap_bytes: u64,
+    /// The most frames of device memory in use.
+    pub frames: u32,
+    /// How device faults are serviced.
+    pub fault_mode: &'static str,
+}
+
+impl fmt::Display for Info {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "device     {}", self.device)?;
+        writeln!(f, "driver     {}", self.driver)?;
+        let copies = if self.host_mapped_frames { "mapped frames" } else { "staging" };
+        writeln!(f, "memory     {} frames of 4 KiB at most, copies through {copies}", self.frames)?;
+        writeln!(f, "tracker    {}: {}", self.tracker, self.tracker_details)?;
+        writeln!(f, "heap       {} GiB reserved", self.heap_bytes >> 30)?;
+        write!(f, "faults     {}", self.fault_mode)
+    }
+}

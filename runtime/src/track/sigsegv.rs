@@ -1,1 +1,0 @@
-//! mprotect and SIGSEGV.
