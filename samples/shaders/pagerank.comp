@@ -1,6 +1,6 @@
 #version 460
-// One iteration of PageRank: each node collects from the nodes whose edges lead to it. It reads one of the two ranks and
-// writes the other: idempotent.
+// One iteration of PageRank: each node collects from the nodes whose edges lead to it. It reads one of the two
+// ranks and writes the other: idempotent.
 #define VKSVM_ARGS uint64_t nodes; uint count; uint from; float base; float damping;
 #include "vksvm.glsl"
 layout(local_size_x = 64) in;
@@ -18,7 +18,7 @@ void main() {
         uint64_t node = vksvm_load_u64(args.nodes + 8ul * i);
         uint64_t incoming = vksvm_load_u64(node + INCOMING);
         uint degree = incoming != 0ul ? vksvm_load_u32(node + IN_DEGREE) : 0u;
-        // Popular nodes have tens of thousands of small terms: Kahan's summation keeps what single additions would lose.
+        // Popular nodes have tens of thousands of small terms: Kahan's summation keeps what additions would lose.
         precise float sum = 0.0;
         precise float lost = 0.0;
         for (uint k = 0u; k < degree; k++) {

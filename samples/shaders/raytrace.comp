@@ -119,7 +119,7 @@ void meet(uint64_t triangle, vec3 origin, vec3 direction, inout Hit best) {
     float inverse_ = reciprocal(determinant);
     precise vec3 from = origin - a;
     precise float u = dot_(from, p) * inverse_;
-    if (u < 0.0 || u > 1.0) return;
+    if (!(u >= 0.0 && u <= 1.0)) return;
     vec3 q = cross_(from, edge1);
     precise float v = dot_(direction, q) * inverse_;
     precise float sum = u + v;
@@ -185,7 +185,8 @@ struct Seen {
 Seen surface(View view, vec3 direction, Hit hit) {
     vec3 normals[3] = corners_of(hit.triangle, NORMAL);
     precise float w = 1.0 - hit.u - hit.v;
-    precise vec3 sum = normals[0] * vec3(w) + normals[1] * vec3(hit.u) + normals[2] * vec3(hit.v);
+    precise vec3 sum = normals[0] * vec3(w) + normals[1] * vec3(hit.u);
+    sum = sum + normals[2] * vec3(hit.v);
     vec3 normal = unit(sum);
     if (hit.back) normal = -normal;
     float facing = dot_(normal, view.light);

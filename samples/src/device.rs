@@ -1,9 +1,9 @@
 //! The samples' side of the runtime: opening it, and saying what it did.
 
 use anyhow::Context;
-use vksvm::{LaunchReport, Stats, Svm};
+use vksvm::{Stats, Svm};
 
-/// Opens the runtime on the best device, or on the one that `VKSVM_DEVICE` names.
+/// Opens the runtime on the best device, or on the one that `VKSVM_DEVICE` names, and says which.
 ///
 /// # Errors
 /// If there is no Vulkan or no device that can be used; the runtime's error says what to do.
@@ -13,12 +13,7 @@ pub fn open() -> anyhow::Result<Svm> {
     Ok(svm)
 }
 
-/// Prints what the runtime did for a launch, and which CPU faults there were since `before` was taken.
-pub fn print_report(what: &str, report: &LaunchReport, before: &Stats, after: &Stats) {
-    println!("\n{what}:\n{report}");
-    println!(
-        "CPU faults: {} ({} of them by driver threads)",
-        after.cpu_faults - before.cpu_faults,
-        after.driver_cpu_faults - before.driver_cpu_faults
-    );
+/// Prints what the runtime did since `before` was taken.
+pub fn print_since(svm: &Svm, before: &Stats, what: &str) {
+    println!("\n{what}:\n{}", svm.stats().since(before));
 }

@@ -46,7 +46,6 @@ fn main() -> Result<()> {
     let mut graph = Graph::build(&list, svm.heap())?;
     search(&svm, &list, &mut graph, root)?;
     rank(&svm, &list, &mut graph, options.iterations)?;
-    println!("\nin all:\n{}", svm.stats());
     println!("\nok: levels and ranks are the CPU's");
     Ok(())
 }
@@ -58,7 +57,7 @@ fn read(options: &Options) -> Result<EdgeList> {
     }
     ensure!(
         options.debian || !debian::files().is_empty(),
-        "which graph? Give a file with an edge per line (`graph EDGES`); this machine has no package index for --debian"
+        "which graph? Give a file with an edge per line (`graph EDGES`); there is no package index here for --debian"
     );
     let spinner = progress::spinner("reading the package index");
     let index = debian::read()?;
@@ -81,15 +80,16 @@ fn busiest(list: &EdgeList) -> u32 {
 
 /// Breadth-first search, a launch a level.
 fn search(svm: &Svm, list: &EdgeList, graph: &mut Graph<Heap>, root: u32) -> Result<()> {
-    // SAFETY: the kernel reads `count` pointers from `nodes`, the nodes they lead to, and their arrays of neighbours, and
-    // writes levels of nodes and one word at `changed`. Every launch is given a live graph. Run again over its own stores
-    // it comes to the same (the argument is in its source).
+    // SAFETY: the kernel reads `count` pointers from `nodes`, the nodes they lead to, and their arrays of neighbours,
+    // and writes levels of nodes and one word at `changed`. Every launch is given a live graph. Run again over its
+    // own stores it comes to the same (the argument is in its source).
     let kernel = unsafe { svm.kernel("bfs", BFS)? }.idempotent();
     let count = graph.nodes().len() as u32;
     graph.update(|index, node| node.level = if index == root as usize { 0 } else { UNSEEN });
     let mut changed = svm.heap().boxed(1u32)?;
     let spinner = progress::spinner("breadth-first search");
     let mut level = 0u32;
+    let before = svm.stats();
     while *changed != 0 {
         *changed = 0;
         let launch = kernel.launch([count.div_ceil(GROUP), 1, 1]);
@@ -102,6 +102,7 @@ fn search(svm: &Svm, list: &EdgeList, graph: &mut Graph<Heap>, root: u32) -> Res
     spinner.finish_and_clear();
 
     let levels = graph.values(|node| node.level);
+    device::print_since(svm, &before, &format!("breadth-first search, {level} launches, and reading the levels"));
     let reached = levels.iter().filter(|&&level| level != UNSEEN).count();
     println!("\nfrom {}: {reached} nodes reached, the farthest over {} edges", list.names[root as usize], level - 1);
     for depth in 0..level.min(8) {
@@ -119,11 +120,12 @@ fn search(svm: &Svm, list: &EdgeList, graph: &mut Graph<Heap>, root: u32) -> Res
 
 /// PageRank, a launch an iteration.
 fn rank(svm: &Svm, list: &EdgeList, graph: &mut Graph<Heap>, iterations: u32) -> Result<()> {
-    // SAFETY: the kernel reads `count` pointers from `nodes`, the nodes they lead to, and their arrays of neighbours, and
-    // writes the ranks of nodes that it does not read. Every launch is given a live graph.
+    // SAFETY: the kernel reads `count` pointers from `nodes`, the nodes they lead to, and their arrays of neighbours,
+    // and writes ranks that it does not read. Every launch is given a live graph.
     let kernel = unsafe { svm.kernel("pagerank", PAGERANK)? }.idempotent();
     let count = graph.nodes().len() as u32;
     graph.update(|_, node| node.rank[0] = 1.0 / count as f32);
+    let before = svm.stats();
     let bar = progress::bar("PageRank", iterations.into());
     for iteration in 0..iterations {
         let launch = kernel.launch([count.div_ceil(GROUP), 1, 1]);
@@ -135,6 +137,7 @@ fn rank(svm: &Svm, list: &EdgeList, graph: &mut Graph<Heap>, iterations: u32) ->
     bar.finish_and_clear();
 
     let ranks = graph.values(|node| f64::from(node.rank[iterations as usize % 2]));
+    device::print_since(svm, &before, &format!("PageRank, {iterations} launches, and reading the ranks"));
     let sum: f64 = ranks.iter().sum();
     let mut order: Vec<_> = (0..ranks.len()).collect();
     order.sort_by(|&a, &b| ranks[b].total_cmp(&ranks[a]));

@@ -6,7 +6,7 @@ use clap::Parser;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::slice::from_ref;
-use vksvm::{Heap, Kernel, LaunchReport, PageState, Stats, Svm, SvmBox, SvmVec};
+use vksvm::{Heap, Kernel, LaunchReport, PageState, Svm, SvmBox, SvmVec};
 use vksvm_samples::device;
 use vksvm_samples::mesh::Mesh;
 use vksvm_samples::progress;
@@ -66,19 +66,22 @@ fn run(options: &Options) -> Result<String> {
     let kernel = unsafe { svm.kernel("raytrace", KERNEL)? }.idempotent();
     let mut studio = Studio::new(options, &mesh, &svm, kernel)?;
 
-    let first = studio.picture("first picture", 1)?;
+    let first = studio.picture(1)?;
     let absent = studio.absent_pages();
+    let before = svm.stats();
     let mut allowed = studio.scene.bend();
-    println!(
-        "\nthe CPU bent the mesh: it wrote to {} of {} pages of the scene",
-        allowed.len(),
-        studio.scene.pages().len()
+    let (changed, all) = (allowed.len(), studio.scene.pages().len());
+    device::print_since(
+        &svm,
+        &before,
+        &format!("the CPU bent the mesh, and wrote to {changed} of the scene's {all} pages"),
     );
-    let second = studio.picture("second picture", 2)?;
+    let second = studio.picture(2)?;
 
     // What may move: what the CPU wrote, what it read of what the device had written, and what was never needed before.
     allowed.insert(studio.image.as_ptr(), studio.image.len());
     allowed.extend(&absent);
+    let driver_cpu_faults = svm.stats().driver_cpu_faults;
     let figures = format!(
         "nodes {}, triangles {}; difference from the CPU's: first picture {}, second {}; pages moved: first {}, \
          second {} (at most {} changed or newly needed); driver-thread CPU faults {}",
@@ -89,13 +92,13 @@ fn run(options: &Options) -> Result<String> {
         first.report.pages_in,
         second.report.pages_in,
         allowed.len(),
-        second.after.driver_cpu_faults,
+        driver_cpu_faults,
     );
     let rounding = first.difference.is_rounding() && second.difference.is_rounding();
     ensure!(rounding, "the pictures differ from the CPU's by more than rounding: {figures}");
     let moved = second.report.pages_in as usize;
     ensure!(moved <= allowed.len(), "the second picture moved pages that nobody had touched: {figures}");
-    ensure!(second.after.driver_cpu_faults == 0, "the driver touched the program's pages: {figures}");
+    ensure!(driver_cpu_faults == 0, "the driver touched the program's pages: {figures}");
     Ok(figures)
 }
 
@@ -103,7 +106,7 @@ fn run(options: &Options) -> Result<String> {
 struct Studio<'a> {
     options: &'a Options,
     svm: &'a Svm,
-    kernel: Kernel<'a>,
+    kernel: Kernel,
     scene: Scene<Heap>,
     view: SvmBox<View>,
     image: SvmVec<u32>,
@@ -112,27 +115,25 @@ struct Studio<'a> {
 /// How a picture came out.
 struct Outcome {
     report: LaunchReport,
-    after: Stats,
     difference: Difference,
 }
 
 impl<'a> Studio<'a> {
-    fn new(options: &'a Options, mesh: &Mesh, svm: &'a Svm, kernel: Kernel<'a>) -> Result<Self> {
+    fn new(options: &'a Options, mesh: &Mesh, svm: &'a Svm, kernel: Kernel) -> Result<Self> {
         let (width, height) = (options.width, options.height);
         let bar = progress::bar("building the tree", mesh.triangles.len() as u64);
         let scene = Scene::build(mesh, svm.heap(), |triangles| bar.inc(triangles as u64))?;
         bar.finish_and_clear();
         println!("{} triangles in {} nodes", scene.triangle_count(), scene.node_count());
         let view = svm.heap().boxed(View::of_the_cube(width, height))?;
-        let image = svm.heap().vec_from_slice(&vec![0; width as usize * height as usize])?;
+        let image = svm.heap().vec_zeroed(width as usize * height as usize)?;
         Ok(Self { options, svm, kernel, scene, view, image })
     }
 
-    /// Renders on the device, reports, writes the file, and compares with the CPU's picture.
-    fn picture(&mut self, what: &str, number: u32) -> Result<Outcome> {
+    /// Renders on the device, writes the file, compares with the CPU's picture, and reports.
+    fn picture(&mut self, number: u32) -> Result<Outcome> {
         let before = self.svm.stats();
         let report = self.render()?;
-        device::print_report(what, &report, &before, &self.svm.stats());
 
         let (width, height) = (self.options.width, self.options.height);
         let mut name = self.options.output.as_os_str().to_owned();
@@ -146,7 +147,12 @@ impl<'a> Studio<'a> {
         bar.finish_and_clear();
         let difference = Difference::between(&self.image, &expected);
         println!("difference from the CPU's picture: {difference}");
-        Ok(Outcome { report, after: self.svm.stats(), difference })
+        device::print_since(
+            self.svm,
+            &before,
+            &format!("picture {number}, rendered on the device and read on the CPU"),
+        );
+        Ok(Outcome { report, difference })
     }
 
     fn render(&mut self) -> Result<LaunchReport> {
@@ -161,10 +167,9 @@ impl<'a> Studio<'a> {
 
     /// The scene's pages that the device has no copy of.
     fn absent_pages(&self) -> PageSet {
-        let heap = self.svm.heap();
         let mut pages = self.scene.pages();
         pages.insert(&raw const *self.view, 1);
-        pages.retain(|page| heap.page_info(page).state == PageState::Cpu);
+        pages.retain(|page| self.svm.page_info(page).is_none_or(|info| info.state == PageState::Cpu));
         pages
     }
 }

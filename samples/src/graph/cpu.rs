@@ -1,4 +1,5 @@
-//! Breadth-first search and PageRank on the list of edges, in the plainest way: what the device's results are held against.
+//! Breadth-first search and PageRank on the list of edges, in the plainest way: what the device's results are
+//! held against.
 
 use super::edges::EdgeList;
 

@@ -120,8 +120,8 @@ impl<A: Allocator + Clone> Graph<A> {
 impl<A: Allocator + Clone> Drop for Graph<A> {
     fn drop(&mut self) {
         for &node in &self.nodes {
-            // SAFETY: from `Box::into_raw` of a box in `allocator`, in the list once, freed only here; likewise each array, whose
-            // length the degree beside it is. Neighbours are not looked at.
+            // SAFETY: from `Box::into_raw` of a box in `allocator`, in the list once, freed only here; likewise each
+            // array, whose length is the degree beside it. Neighbours are not looked at.
             unsafe {
                 let node = Box::from_raw_in(node, self.allocator.clone());
                 for (first, degree) in [(node.outgoing, node.out_degree), (node.incoming, node.in_degree)] {
@@ -142,7 +142,8 @@ mod tests {
 
     #[test]
     fn nodes_point_to_their_neighbours_in_both_directions() {
-        let list = EdgeList { names: ["a", "b", "c"].map(str::to_owned).to_vec(), edges: vec![(0, 1), (0, 2), (2, 0)] };
+        let names = ["a", "b", "c"].map(str::to_owned).to_vec();
+        let list = EdgeList { names, edges: vec![(0, 1), (0, 2), (2, 0)] };
         let graph = Graph::build(&list, Global).unwrap();
         let degrees = graph.values(|node| (node.out_degree, node.in_degree));
         assert_eq!(degrees, [(2, 1), (0, 1), (1, 1)]);

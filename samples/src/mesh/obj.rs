@@ -1,4 +1,4 @@
-//! Wavefront OBJ: positions and faces. Everything else in the format is passed over, anything not in the format refused.
+//! Wavefront OBJ: positions and faces. The rest of the format is passed over, what is not in it refused.
 //!
 //! The `tobj` crate reads more of the format, but its errors do not say in which line.
 

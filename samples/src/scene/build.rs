@@ -105,7 +105,8 @@ impl<A: Allocator + Clone> Scene<A> {
         pages
     }
 
-    /// Gives each vertex the mean normal of the triangles around it, larger ones counting more; notes the pages it wrote.
+    /// Gives each vertex the mean normal of the triangles around it, larger ones counting more; notes the pages it
+    /// wrote.
     pub(super) fn update_normals(&mut self, written: &mut PageSet) {
         let first = self.vertices.as_mut_ptr();
         let mut sums = vec![[0.0; 3]; self.vertices.len()];

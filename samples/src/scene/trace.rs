@@ -99,9 +99,9 @@ unsafe fn trace(root: *const Node, ray: &Ray, any: bool) -> Hit {
 fn may_hit(node: &Node, ray: &Ray, inverse: Vec3, limit: f32) -> bool {
     let mut near = 0.0f32;
     let mut far = limit;
-    for axis in 0..3 {
-        let a = (node.lo[axis] - ray.origin[axis]) * inverse[axis];
-        let b = (node.hi[axis] - ray.origin[axis]) * inverse[axis];
+    for (axis, inverse) in inverse.into_iter().enumerate() {
+        let a = (node.lo[axis] - ray.origin[axis]) * inverse;
+        let b = (node.hi[axis] - ray.origin[axis]) * inverse;
         near = near.max(a.min(b));
         far = far.min(a.max(b));
     }
@@ -125,7 +125,7 @@ unsafe fn meet(triangle: *const Triangle, ray: &Ray, best: &mut Hit) {
     let inverse = reciprocal(determinant);
     let from = sub(ray.origin, a);
     let u = dot(from, p) * inverse;
-    if u < 0.0 || u > 1.0 {
+    if !(0.0..=1.0).contains(&u) {
         return;
     }
     let q = cross(from, edge1);
