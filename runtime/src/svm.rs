@@ -137,7 +137,9 @@ impl Builder {
         let counters = Arc::new(Counters::default());
         let device = Arc::new(VulkanDevice::open(&VulkanOptions {
             device: self.device.clone().or_else(|| variable("VKSVM_DEVICE")),
-            validation: self.validation.unwrap_or_else(|| variable("VKSVM_VALIDATION").is_some_and(|value| value != "0")),
+            validation: self
+                .validation
+                .unwrap_or_else(|| variable("VKSVM_VALIDATION").is_some_and(|value| value != "0")),
             copy_path: self.copy_path.map_or_else(copy_path_from_environment, Ok)?,
         })?);
         let views = OwnedViews::reserve(self.heap_bytes.unwrap_or(DEFAULT_RESERVATION))?;

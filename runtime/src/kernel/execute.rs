@@ -328,7 +328,11 @@ impl Executor {
         let probed = self.dispatch(job, list, variant::PROBE, &gate)?;
         if !probed.replay.is_empty() {
             // All must be probed again: the real pass starts only when nothing of the list faults.
-            return Ok(Pass { replay: (0..list.len()).map(|slot| list.id(slot)).collect(), late: None, bounce_full: probed.bounce_full });
+            return Ok(Pass {
+                replay: (0..list.len()).map(|slot| list.id(slot)).collect(),
+                late: None,
+                bounce_full: probed.bounce_full,
+            });
         }
         self.dispatch(job, list, 0, &gate)
     }

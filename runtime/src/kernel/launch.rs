@@ -1,8 +1,8 @@
 //! Launching kernels: arguments, borrows, waiting.
 
+use super::KernelModule;
 use super::error::LaunchError;
 use super::execute::{Job, LaunchReport};
-use super::KernelModule;
 use crate::addr::VirtAddr;
 use crate::svm::Inner;
 use crossbeam_channel::Receiver;

@@ -189,7 +189,8 @@ impl AddressSpace {
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let pages = &self.home.pages;
         let has = |wanted: fn(PageState) -> bool| unit.iter().any(|page| wanted(pages.state(page)));
-        let writable = if permission == Some(Permission::ReadOnly) { Protection::ReadOnly } else { Protection::ReadWrite };
+        let writable =
+            if permission == Some(Permission::ReadOnly) { Protection::ReadOnly } else { Protection::ReadWrite };
         let on_device = has(|state| matches!(state, PageState::Device(_)));
         let shared = has(|state| state == PageState::Shared);
         let (event, becomes, protection) = match access {
@@ -213,7 +214,8 @@ impl AddressSpace {
     fn drop_contents(&self, range: PageRange, event: Event) {
         let pages = &self.home.pages;
         let _pages = pages.lock(range);
-        let bracket = self.notifiers.is_subscribed().then(|| self.notifiers.invalidate(range, event, None, Blocking::Yes));
+        let bracket =
+            self.notifiers.is_subscribed().then(|| self.notifiers.invalidate(range, event, None, Blocking::Yes));
         if let Some(Err(error)) = &bracket {
             tracing::error!(?range, "a device keeps pages that are given back: {error}");
         }

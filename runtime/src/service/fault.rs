@@ -18,7 +18,9 @@ use super::mirror::{CopyList, DeviceMirror};
 use crate::addr::{Access, FrameIndex, PageIndex, PageRange};
 use crate::device::DeviceError;
 use crate::device::layout::pte;
-use crate::hmm::{Attempt, Blocking, CollisionRetry, Deadline, Event, Invalidation, Mirror, OutOfTime, Range, RealClock};
+use crate::hmm::{
+    Attempt, Blocking, CollisionRetry, Deadline, Event, Invalidation, Mirror, OutOfTime, Range, RealClock,
+};
 use crate::mm::pages::PageState;
 use crate::mm::space::AddressSpace;
 use crate::mm::vma::{Permission, Vma};
@@ -164,7 +166,9 @@ impl Service {
             for (index, fault) in faults.iter().enumerate().take(end).skip(at) {
                 if read_only && fault.access == Access::Write {
                     refused.push(fault.page);
-                    list.extend(spans(&faults[from..index], from, vma.range, false).into_iter().map(|s| (s, vma.clone())));
+                    list.extend(
+                        spans(&faults[from..index], from, vma.range, false).into_iter().map(|s| (s, vma.clone())),
+                    );
                     from = index + 1;
                 }
             }
