@@ -29,6 +29,7 @@ super::for_each_tracker! {
     a_forked_child_gets_a_sigsegv_and_does_no_harm,
     a_forked_child_can_track_memory_of_its_own,
     a_removed_handler_is_noticed,
+    the_kernels_own_limit_of_mappings_is_survived,
 }
 
 fn assert_killed(output: &Output, signal: c_int) {
@@ -71,9 +72,8 @@ fn install(handler: usize, flags: c_int) {
 /// A page of our own that nobody tracks and nobody may touch.
 fn forbidden_page() -> *mut u64 {
     // SAFETY: a new mapping.
-    let page = unsafe {
-        libc::mmap(null_mut(), PAGE_SIZE, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
-    };
+    let page =
+        unsafe { libc::mmap(null_mut(), PAGE_SIZE, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
     assert_ne!(page, libc::MAP_FAILED);
     page.cast()
 }
@@ -417,4 +417,30 @@ fn a_removed_handler_is_noticed(case: Case) {
     t.tracker.unmap(page(2)).unwrap();
     t.memory.load(2);
     assert_eq!(t.take_faults(), [(2, Read)]);
+}
+
+fn the_kernels_own_limit_of_mappings_is_survived(case: Case) {
+    const PAGES: u32 = 150_000;
+    let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse::<u32>().unwrap();
+    if limit > PAGES / 2 {
+        eprintln!("skipped: vm.max_map_count is {limit}");
+        return;
+    }
+    if let Some(output) = case.in_own_process() {
+        return assert_passed(&output);
+    }
+    // A budget that pretends that there is no limit.
+    let options = TrackerOptions { mapping_budget: Some(usize::MAX), ..TrackerOptions::default() };
+    let t = Tracked::new(case.kind, PAGES, options, map_as_needed);
+    if case.kind == TrackerKind::Sigsegv {
+        t.tracker.watch(pages(0, PAGES)).unwrap();
+    }
+    for n in (0..PAGES).step_by(2) {
+        t.tracker.watch(page(n)).unwrap();
+        t.memory.store_alias(n, 1);
+        t.tracker.unmap(page(n)).unwrap();
+    }
+    (0..PAGES).for_each(|n| assert_eq!(t.memory.load(n), u64::from(n % 2 == 0)));
+    (0..PAGES).for_each(|n| t.memory.store(n, 2));
+    assert!(t.tracker.faults() > 1000);
 }

@@ -51,8 +51,14 @@ fn torment(case: Case, options: TrackerOptions) {
 
     let mut counts: Vec<Vec<u64>> = vec![];
     std::thread::scope(|scope| {
-        let touchers: Vec<_> =
-            (0..TOUCHERS).map(|word| scope.spawn({ let t = &t; move || touch(t, word, seed, deadline) })).collect();
+        let touchers: Vec<_> = (0..TOUCHERS)
+            .map(|word| {
+                scope.spawn({
+                    let t = &t;
+                    move || touch(t, word, seed, deadline)
+                })
+            })
+            .collect();
         let mut rng = SmallRng::seed_from_u64(seed);
         while Instant::now() < deadline {
             let start = rng.random_range(0..PAGES);

@@ -50,7 +50,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 const OPEN_REMEDY: &str = "Set the sysctl vm.unprivileged_userfaultfd=1, grant CAP_SYS_PTRACE or access to \
     /dev/userfaultfd, allow the system call in the container's seccomp profile, or set VKSVM_TRACKER=sigsegv";
 const KERNEL_REMEDY: &str = "Use Linux 6.4 or newer, or set VKSVM_TRACKER=sigsegv";
-const MEMORY_REMEDY: &str = "Free host memory, raise the memory limit of the process's control group, or raise vm.max_map_count";
+const MEMORY_REMEDY: &str =
+    "Free host memory, raise the memory limit of the process's control group, or raise vm.max_map_count";
 const WATCH_FIRST: &str = "Only pages that were passed to watch can be tracked; this is a bug in the caller";
 const NOT_RUNNING: &str = "The tracker was stopped, or this is a forked child of the process that owns it";
 

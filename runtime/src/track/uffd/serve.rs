@@ -49,8 +49,7 @@ impl Core {
             if messages[..index].iter().any(|other| same_page(&other)) {
                 continue;
             }
-            let access =
-                messages[index..].iter().filter(same_page).map(Message::access).max().unwrap_or(Access::Write);
+            let access = messages[index..].iter().filter(same_page).map(Message::access).max().unwrap_or(Access::Write);
             if let Some(page) = self.views.app_page(address) {
                 self.serve_fault(handler, CpuFault { page, access, thread: message.thread() });
             }
