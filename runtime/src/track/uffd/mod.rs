@@ -90,7 +90,7 @@ impl UffdTracker {
     /// The kernel refuses userfaultfd or lacks a feature.
     ///
     /// # Safety
-    /// As for [`choose`](super::choose).
+    /// As for [`choose`](super::choose()).
     pub unsafe fn open(views: Views, options: &TrackerOptions) -> Result<Self, TrackerUnavailable> {
         let (raw, privilege, features) = negotiate()?;
         let stop_event =
