@@ -90,7 +90,7 @@ impl UffdTracker {
     /// The kernel refuses userfaultfd or lacks a feature.
     ///
     /// # Safety
-    /// As for [`choose`](super::choose).
+    /// As for [`choose`](super::choose()).
     pub unsafe fn open(views: Views, options: &TrackerOptions) -> Result<Self, TrackerUnavailable> {
         let (raw, privilege, features) = negotiate()?;
         let stop_event =
@@ -174,15 +174,16 @@ impl Tracker for UffdTracker {
     }
 
     fn map(&self, pages: PageRange, protection: Protection) -> Result<(), TrackError> {
-        match self.core.admit_watched("mapping", pages) {
-            // Everything is accessible already, and a handler may be on its way out.
-            Err(_) if self.core.is_stopped_here() => return Ok(()),
-            admitted => admitted?,
-        }
-        match self.core.populate(pages, protection) {
-            Err(_) if self.core.is_stopped_here() => Ok(()),
-            done => done.map_err(|error| TrackError::new("mapping", pages, error, MEMORY_REMEDY)),
-        }
+        // Unlike the other operations this asks the kernel, not the registry, what is watched: no lock on the fault path.
+        let mapped = self.core.admit("mapping", pages).and_then(|()| {
+            let mapped = self.core.lift_refusals(pages).and_then(|()| self.core.populate(pages, protection));
+            mapped.map_err(|error| {
+                let remedy = if error == Errno::NOENT { WATCH_FIRST } else { MEMORY_REMEDY };
+                TrackError::new("mapping", pages, error, remedy)
+            })
+        });
+        // Once stopped everything is accessible, and a handler may be on its way out.
+        if self.core.is_stopped_here() { Ok(()) } else { mapped }
     }
 
     fn unit(&self, page: PageIndex) -> PageRange {
