@@ -215,15 +215,21 @@ impl Executor {
             self.space.unmap_app_view().map_err(|error| self.failed(job, error.into()))?;
         }
         self.service.begin_launch();
+        let result = self.run_slices(job);
+        if self.counters.driver_cpu_faults.load(Ordering::Relaxed) != driver_faults {
+            self.space.expel_trespassers();
+            return Err(LaunchError::Untranslated { kernel: job.kernel.name.clone() });
+        }
+        result
+    }
+
+    fn run_slices(&mut self, job: &Job) -> Result<(), LaunchError> {
         let total: u32 = job.grid.iter().product();
         let mut first = 0;
         while first < total {
             let count = self.slice.min(total - first);
             self.run_list(job, WorkList::Span { first, count })?;
             first += count;
-        }
-        if self.counters.driver_cpu_faults.load(Ordering::Relaxed) != driver_faults {
-            return Err(LaunchError::Untranslated { kernel: job.kernel.name.clone() });
         }
         Ok(())
     }
@@ -426,6 +432,11 @@ impl Executor {
     fn serve(&mut self, job: &Job, late: Option<u32>) -> Result<bool, LaunchError> {
         let mut entries = std::mem::take(&mut self.entries);
         let result = self.serve_entries(job, late, &entries);
+        if result.is_err() {
+            // Kernels to come must be able to report these pages again.
+            let views = &self.space.home().views;
+            self.service.abandon(entries.iter().filter_map(|entry| views.page_of(VirtAddr(entry.address))));
+        }
         entries.clear();
         self.entries = entries;
         result

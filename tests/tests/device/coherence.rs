@@ -67,7 +67,6 @@ fn run(seed: u64, frames: u32, queue: u32, until: Instant) {
             .read(&list[..])
             .write(&mut out[..])
             .value(ops.len() as u32)
-            .value(0u32)
             .run()
             .unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error}"));
         for (i, want) in expected.iter().enumerate() {
@@ -121,7 +120,7 @@ fn run(seed: u64, frames: u32, queue: u32, until: Instant) {
 }
 
 fn fuzz(frames: u32, queue: u32) {
-    let seed = setting("VKSVM_FUZZ_SEED").unwrap_or_else(|| rand::rng().random());
+    let seed = setting("VKSVM_FUZZ_SEED").unwrap_or_else(|| SmallRng::from_os_rng().random());
     println!("VKSVM_FUZZ_SEED={seed}");
     let seconds = setting("VKSVM_FUZZ_SECONDS").unwrap_or(5);
     run(seed, frames, queue, Instant::now() + Duration::from_secs(seconds).div_f64(3.0));

@@ -89,7 +89,7 @@ fn freed_memory_cannot_be_read() {
     assert!(matches!(refused, Err(LaunchError::NotAllocated { index: 0, .. })), "{refused:?}");
     // Reached through memory, it is a fault.
     let late = unsafe { svm.kernel("chase", spirv!("chase")) }.unwrap().idempotent();
-    let error = late.launch([1, 1, 1]).read(&cell[..]).write(&mut out[..]).value([1u32, 0]).run().unwrap_err();
+    let error = late.launch([1, 1, 1]).read(&cell[..]).write(&mut out[..]).value(1u32).run().unwrap_err();
     let fault = fault(error);
     assert_eq!(fault.reason, FaultReason::Unmapped);
     assert_eq!(fault.address.0, address as u64);

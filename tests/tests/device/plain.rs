@@ -77,7 +77,6 @@ fn pointers_of_a_linked_list_are_followed() {
         .read(&heads[..])
         .write(&mut sums[..])
         .value(lists as u32)
-        .value(0u32)
         .run()
         .unwrap();
     assert_eq!(&sums[..], &expected[..]);
