@@ -128,7 +128,13 @@ impl fmt::Display for Stats {
             "  pages in   {:>10}   pages out  {:>10}   zero pages {:>10}",
             self.pages_in, self.pages_out, self.pages_zero
         )?;
-        writeln!(f, "  bytes in   {:>10}   bytes out  {:>10}", self.bytes_in(), self.bytes_out())?;
+        writeln!(
+            f,
+            "  bytes in   {:>10}   bytes out  {:>10}   driver's CPU faults {}",
+            self.bytes_in(),
+            self.bytes_out(),
+            self.driver_cpu_faults
+        )?;
         write!(
             f,
             "  kernel {:>11.3?}   service {:>11.3?}   of it copies {:>11.3?}",

@@ -196,7 +196,7 @@ impl Service {
         let registration = self.registration.clone();
         let refuse = |reason: String| ServiceError::Range { pages: span.pages, reason };
         let range = registration.range(span.pages).map_err(|error| refuse(error.to_string()))?;
-        let clock = self.clock.clone();
+        let clock = self.clock;
         let mut retry = CollisionRetry::new(Deadline::after(&clock, PATIENCE));
         let (space, mirror) = (self.space.clone(), self.mirror.clone());
         let home = space.home().clone();
