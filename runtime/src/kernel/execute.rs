@@ -210,7 +210,7 @@ impl Executor {
     }
 
     fn launch(&mut self, job: &Job) -> Result<(), LaunchError> {
-        let driver_faults = self.counters.driver_cpu_faults.load(Ordering::Relaxed);
+        let driver_faults = self.space.driver_cpu_faults();
         if self.options.trap_untranslated {
             self.space.unmap_app_view().map_err(|error| self.failed(job, error.into()))?;
         }
@@ -222,7 +222,7 @@ impl Executor {
             self.run_list(job, WorkList::Span { first, count })?;
             first += count;
         }
-        if self.counters.driver_cpu_faults.load(Ordering::Relaxed) != driver_faults {
+        if self.space.driver_cpu_faults() != driver_faults {
             return Err(LaunchError::Untranslated { kernel: job.kernel.name.clone() });
         }
         Ok(())
