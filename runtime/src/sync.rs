@@ -16,6 +16,13 @@ pub(crate) use std::thread_local;
 #[cfg(any(loom, shuttle))]
 pub(crate) use model::thread_local;
 
+/// Whether a model has failed and is being torn down: its primitives do not work any more, so destructors leave them alone.
+/// Never so outside models.
+#[inline(always)]
+pub(crate) fn model_failed() -> bool {
+    cfg!(any(loom, shuttle)) && std::thread::panicking()
+}
+
 /// Atomics: std's, or the model's.
 pub(crate) mod atomic {
     #[cfg(any(loom, shuttle))]

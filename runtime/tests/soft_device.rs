@@ -239,11 +239,19 @@ fn a_kernel_that_does_not_translate_is_found() {
 fn a_panicking_kernel_ends_its_launch_only() {
     let [tracker, ..] = trackers()[..] else { return };
     let svm = soft(tracker, |builder| builder).unwrap();
-    // SAFETY: it touches nothing.
-    let broken = unsafe { svm.soft_kernel("broken", [1, 1, 1], 0, |_| panic!("out of luck")) }.unwrap();
-    let error = broken.launch([3, 1, 1]).run().unwrap_err();
-    assert!(error.to_string().contains("out of luck"), "{error}");
     let mut numbers = svm.heap().vec_from_slice(&[1u32; 64]).unwrap();
+    // SAFETY: it reads only.
+    let broken = unsafe {
+        svm.soft_kernel("broken", [1, 1, 1], 8, |invocation| {
+            let at = invocation.arguments::<u64>();
+            invocation.load::<u32>(at);
+            panic!("out of luck");
+        })
+    }
+    .unwrap();
+    let error = broken.launch([3, 1, 1]).read(&numbers[..]).run().unwrap_err();
+    assert!(error.to_string().contains("out of luck"), "{error}");
+    // Neither does the page that it waited for wait for ever, nor is its fault taken for the next kernel's.
     increment(&svm).launch([1, 1, 1]).write(&mut numbers[..]).run().unwrap();
     assert_eq!(numbers[63], 2);
 }

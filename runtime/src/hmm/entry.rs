@@ -6,6 +6,7 @@
 use super::callback::contain;
 use super::event::{Event, IntervalNotifier, InvalidateInfo, MirrorOps, OwnerId, WouldBlock};
 use super::in_flight::{InFlight, Seq, Waited};
+use super::index::Keyed;
 use super::mutation::{Mutation, mutated};
 use super::shard::ShardSet;
 use super::{Deadline, HmmError, WaitError};
@@ -22,6 +23,20 @@ pub(super) struct Entry {
     pub(super) validity: InFlight,
     /// Boxed, because ranges have none and are made by the million.
     pub(super) listener: Option<Box<Listener>>,
+    #[cfg(any(loom, shuttle))]
+    number: usize,
+}
+
+/// Its key is its address: entries do not move.
+#[cfg(not(any(loom, shuttle)))]
+impl Keyed for Entry {}
+
+/// Models must not depend on addresses, or an execution cannot be repeated.
+#[cfg(any(loom, shuttle))]
+impl Keyed for Entry {
+    fn key(&self) -> usize {
+        self.number
+    }
 }
 
 /// The part of an entry that is called back.
@@ -47,12 +62,17 @@ impl Entry {
             return Err(HmmError::BadRange { pages });
         }
         let listener = target.map(|target| Box::new(Listener::new(target)));
-        Ok(Arc::new(Self { pages, shards: ShardSet::of(pages), validity: InFlight::new(), listener }))
-    }
-
-    /// The key that tells entries over the same pages apart.
-    pub(super) fn key(self: &Arc<Self>) -> usize {
-        Arc::as_ptr(self) as usize
+        Ok(Arc::new(Self {
+            pages,
+            shards: ShardSet::of(pages),
+            validity: InFlight::new(),
+            listener,
+            #[cfg(any(loom, shuttle))]
+            number: {
+                static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(1);
+                NEXT.fetch_add(1, Ordering::Relaxed)
+            },
+        }))
     }
 
     pub(super) fn begin(&self) -> Seq {

@@ -30,6 +30,7 @@ use super::notifier::Notifiers;
 use super::range::Range;
 use crate::addr::{PageIndex, PageRange};
 use crate::rank::{Rank, assert_below};
+use crate::sync::model_failed;
 use std::fmt;
 use std::sync::Arc;
 
@@ -111,6 +112,9 @@ impl Mirror {
 
 impl Drop for Mirror {
     fn drop(&mut self) {
+        if model_failed() {
+            return;
+        }
         if callback::inside() {
             callback::put_off(&self.notifiers, &self.entry);
         } else {

@@ -97,6 +97,8 @@ mod figures;
 mod loom_models;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod races;
+#[cfg(all(test, shuttle))]
+mod shuttle_models;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod stress;
 #[cfg(all(test, not(any(loom, shuttle))))]

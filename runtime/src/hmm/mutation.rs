@@ -9,6 +9,8 @@
 pub(super) enum Mutation {
     /// Callbacks run first, ranges become invalid afterwards.
     CallbacksBeforeMarking,
+    /// A service asks whether it must retry, and takes the update lock afterwards.
+    RetryOutsideTheLock,
     /// What is registered during an invalidation starts out valid.
     InsertionIgnoresFlights,
     /// Unregistering does not wait for callbacks that run.

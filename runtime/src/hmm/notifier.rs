@@ -52,6 +52,7 @@ use super::{Deadline, HmmError, InvalidateError, WaitError};
 use crate::addr::PageRange;
 use crate::rank::{Rank, RankedMutex, assert_below};
 use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::model_failed;
 use std::fmt;
 use std::sync::Arc;
 
@@ -362,7 +363,7 @@ impl Invalidation<'_> {
 
 impl Drop for Invalidation<'_> {
     fn drop(&mut self) {
-        let Some(flight) = &self.flight else { return };
+        let Some(flight) = self.flight.as_ref().filter(|_| !model_failed()) else { return };
         for here in flight.shards.iter() {
             self.notifiers.shards[here].shut(here, flight);
         }
@@ -419,6 +420,9 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
+        if model_failed() {
+            return;
+        }
         if callback::inside() {
             callback::put_off(&self.notifiers, &self.entry);
         } else {

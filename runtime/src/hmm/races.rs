@@ -344,24 +344,17 @@ fn race_12_a_service_that_loses_every_race_still_finishes() {
     let update = RankedMutex::new(Rank::MirrorUpdate, ());
     let (rounds, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let clock = RealClock::new();
-    let service = |retry: CollisionRetry<'_>| {
-        let mut retry = retry;
-        loop {
-            let attempt = retry.next()?;
-            let _write = (attempt == Attempt::Slow).then(|| mm.write());
-            let seq = range.begin();
-            if attempt == Attempt::Fast {
-                let before = rounds.load(Ordering::SeqCst);
-                while rounds.load(Ordering::SeqCst) < before + 2 {
-                    thread::yield_now();
-                }
+    let attempt = |how: Attempt| {
+        let _write = (how == Attempt::Slow).then(|| mm.write());
+        let seq = range.begin();
+        if how == Attempt::Fast {
+            let before = rounds.load(Ordering::SeqCst);
+            while rounds.load(Ordering::SeqCst) < before + 2 {
+                thread::yield_now();
             }
-            let _update = update.lock();
-            if !range.retry(seq) {
-                return Ok::<_, OutOfTime>(retry.collisions());
-            }
-            retry.collided();
         }
+        let _update = update.lock();
+        if range.retry(seq) { Outcome::Collided } else { Outcome::Done(how) }
     };
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -371,14 +364,12 @@ fn race_12_a_service_that_loses_every_race_still_finishes() {
                 rounds.fetch_add(1, Ordering::SeqCst);
             }
         });
-        let second = Deadline::after(&clock, Duration::from_secs(1));
-        let naive =
-            service(CollisionRetry::with_fast_collisions(Deadline::after(&clock, Duration::from_millis(50)), u32::MAX));
-        let taken = service(CollisionRetry::new(second));
+        let naive_ever_finishes = (0..100).any(|_| attempt(Attempt::Fast) != Outcome::Collided);
+        let patience = Deadline::after(&clock, Duration::from_secs(20));
+        let taken: Result<Attempt, OutOfTime> = with_retry(patience, |how| Ok(attempt(how)));
         stop.store(true, Ordering::SeqCst);
-        assert_eq!(taken, Ok(CollisionRetry::FAST_COLLISIONS));
-        // The naive one goes the slow way too once half of its time is gone: until then it only collides.
-        assert!(naive.is_ok_and(|collisions| collisions > CollisionRetry::FAST_COLLISIONS));
+        assert!(!naive_ever_finishes);
+        assert_eq!(taken, Ok(Attempt::Slow));
     });
 }
 

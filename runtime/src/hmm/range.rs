@@ -20,10 +20,12 @@
 use super::entry::Entry;
 use super::event::{Blocking, Event, InvalidateInfo};
 use super::in_flight::Seq;
+use super::index::Keyed;
 use super::mirror::Mirror;
 use super::notifier::Invalidation;
 use super::{Deadline, HmmError, InvalidateError, WaitError};
 use crate::addr::PageRange;
+use crate::sync::model_failed;
 use std::fmt;
 use std::sync::Arc;
 
@@ -122,7 +124,9 @@ impl<'m> Range<'m> {
 
 impl Drop for Range<'_> {
     fn drop(&mut self) {
-        self.mirror.notifiers().remove(&self.entry);
+        if !model_failed() {
+            self.mirror.notifiers().remove(&self.entry);
+        }
     }
 }
 

@@ -18,10 +18,11 @@
 
 use super::entry::Entry;
 use super::event::{Event, OwnerId};
-use super::index::IntervalIndex;
+use super::index::{IntervalIndex, Keyed};
 use super::mutation::{Mutation, mutated};
 use crate::addr::PageRange;
 use crate::rank::{Rank, RankedMutex};
+use crate::sync::model_failed;
 use std::sync::Arc;
 
 /// Log2 of the number of shards; models get by with two.
@@ -114,6 +115,9 @@ impl Told {
 
 impl Drop for Told {
     fn drop(&mut self) {
+        if model_failed() {
+            return;
+        }
         for listener in self.0.iter().filter_map(|entry| entry.listener.as_ref()) {
             listener.running.end();
         }
@@ -127,7 +131,7 @@ pub(super) struct Shard {
 }
 
 struct State {
-    index: IntervalIndex<Arc<Entry>>,
+    index: IntervalIndex<Entry>,
     flights: Vec<Flight>,
     released: bool,
 }
@@ -148,12 +152,12 @@ impl Shard {
             let over = |flight: &&Flight| flight.pages.overlaps(entry.pages) && flight.counts_for(entry, here);
             state.flights.iter().filter(over).for_each(|_| entry.validity.start());
         }
-        state.index.insert(entry.pages, entry.key(), Arc::clone(entry));
+        state.index.insert(entry.pages, Arc::clone(entry));
     }
 
     /// Takes an entry away; no harm if it is not there.
     pub(super) fn remove(&self, entry: &Arc<Entry>) {
-        let removed = self.state.lock().index.remove(entry.pages, entry.key());
+        let removed = self.state.lock().index.remove(entry.pages, entry);
         // Outside the lock: this may be the last reference.
         drop(removed);
     }
@@ -161,13 +165,16 @@ impl Shard {
     /// Lists a flight, makes what it overlaps invalid, and collects whom to call.
     pub(super) fn open(&self, here: usize, flight: &Flight, event: Event, owner: Option<OwnerId>, told: &mut Told) {
         let mut state = self.state.lock();
-        state.flights.push(*flight);
+        let marks = !mutated(Mutation::CallbacksBeforeMarking);
+        if marks {
+            state.flights.push(*flight);
+        }
         let released = state.released;
         state.index.for_each_overlapping(flight.pages, |entry| {
             if !flight.counts_for(entry, here) {
                 return;
             }
-            if !mutated(Mutation::CallbacksBeforeMarking) {
+            if marks {
                 entry.validity.start();
             }
             let concerned = entry.listener.as_ref().is_some_and(|listener| !listener.caused(event, owner));
@@ -180,7 +187,9 @@ impl Shard {
     /// The second half of [`open`](Self::open) under the mutation that tears it apart.
     #[cfg(test)]
     pub(super) fn mark_late(&self, here: usize, flight: &Flight) {
-        self.state.lock().index.for_each_overlapping(flight.pages, |entry| {
+        let mut state = self.state.lock();
+        state.flights.push(*flight);
+        state.index.for_each_overlapping(flight.pages, |entry| {
             if flight.counts_for(entry, here) {
                 entry.validity.start();
             }

@@ -57,6 +57,9 @@ impl MirrorOps for Device {
     }
 }
 
+/// What one thread does over and over.
+type Role<'w> = dyn Fn(&mut SmallRng) + Send + 'w;
+
 struct World {
     notifiers: Arc<Notifiers>,
     versions: Vec<AtomicU64>,
@@ -145,7 +148,7 @@ fn random_services_invalidations_and_registrations_never_leave_a_stale_entry() {
     };
     let mirrors: Vec<_> = world.devices.iter().map(register).collect();
     let world = &world;
-    let mut roles: Vec<Box<dyn Fn(&mut SmallRng) + Send + '_>> = vec![
+    let mut roles: Vec<Box<Role<'_>>> = vec![
         Box::new(|rng| invalidate(world, rng)),
         Box::new(|rng| invalidate(world, rng)),
         Box::new(|rng| come_and_go(world, rng)),

@@ -215,15 +215,21 @@ impl Executor {
             self.space.unmap_app_view().map_err(|error| self.failed(job, error.into()))?;
         }
         self.service.begin_launch();
+        let result = self.run_slices(job);
+        if self.space.driver_cpu_faults() != driver_faults {
+            self.space.expel_trespassers();
+            return Err(LaunchError::Untranslated { kernel: job.kernel.name.clone() });
+        }
+        result
+    }
+
+    fn run_slices(&mut self, job: &Job) -> Result<(), LaunchError> {
         let total: u32 = job.grid.iter().product();
         let mut first = 0;
         while first < total {
             let count = self.slice.min(total - first);
             self.run_list(job, WorkList::Span { first, count })?;
             first += count;
-        }
-        if self.space.driver_cpu_faults() != driver_faults {
-            return Err(LaunchError::Untranslated { kernel: job.kernel.name.clone() });
         }
         Ok(())
     }
@@ -376,7 +382,16 @@ impl Executor {
         let groups = if count <= limit { [count, 1] } else { [limit, count.div_ceil(limit)] };
         let bits = bits | if self.options.count_translations { variant::COUNT } else { 0 };
         let dispatch = Dispatch { kernel: &job.kernel, variant: bits, push: &push, groups };
-        let time = self.mirror.device().run(&dispatch).map_err(|error| self.device_failed(job, error))?;
+        let time = match self.mirror.device().run(&dispatch) {
+            Ok(time) => time,
+            Err(error) => {
+                // What it reported before it failed is nobody's: the pages must be able to be reported again.
+                self.queue.drain(self.control.as_ref(), &mut self.entries);
+                let (views, entries) = (&self.space.home().views, self.entries.drain(..));
+                self.service.abandon(entries.filter_map(|entry| views.page_of(VirtAddr(entry.address))));
+                return Err(self.device_failed(job, error));
+            }
+        };
         Counters::add(&self.counters.dispatches, 1);
         Counters::add_time(&self.counters.kernel_nanos, time);
         let translations = self.control_word(offset_of!(Control, translations)).swap(0, Ordering::AcqRel);
@@ -426,6 +441,11 @@ impl Executor {
     fn serve(&mut self, job: &Job, late: Option<u32>) -> Result<bool, LaunchError> {
         let mut entries = std::mem::take(&mut self.entries);
         let result = self.serve_entries(job, late, &entries);
+        if result.is_err() {
+            // Kernels to come must be able to report these pages again.
+            let views = &self.space.home().views;
+            self.service.abandon(entries.iter().filter_map(|entry| views.page_of(VirtAddr(entry.address))));
+        }
         entries.clear();
         self.entries = entries;
         result

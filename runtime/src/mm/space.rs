@@ -24,7 +24,7 @@ use crate::hmm::{Blocking, Event, Notifiers};
 use crate::observe::Counters;
 use crate::rank::{Rank, RankedRwLock};
 use crate::track::{CpuFault, FaultHandler, FaultOutcome, Protection, Tracker};
-use parking_lot::{RwLock, RwLockWriteGuard};
+use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -51,6 +51,8 @@ pub struct AddressSpace {
     devices: AtomicU32,
     /// Taken before everything else by whoever handles a CPU fault; see [`AddressSpace::hold_cpu_faults`].
     cpu_faults: RwLock<()>,
+    /// Opened to a driver's thread without regard to their state.
+    trespassed: Mutex<Vec<PageRange>>,
 }
 
 /// Hands CPU faults to the address space, without keeping it alive.
@@ -85,6 +87,7 @@ impl AddressSpace {
             driver_threads: RwLock::new(Vec::new()),
             devices: AtomicU32::new(0),
             cpu_faults: RwLock::new(()),
+            trespassed: Mutex::new(Vec::new()),
         });
         tracker.start(Arc::new(CpuFaults(Arc::downgrade(&space))))?;
         Ok(space)
@@ -159,6 +162,7 @@ impl AddressSpace {
         Counters::add(&self.counters.cpu_faults, 1);
         if self.driver_threads.read().contains(&fault.thread) {
             Counters::add(&self.counters.driver_cpu_faults, 1);
+            return self.trespass(fault.page);
         }
         let _touching = self.cpu_faults.read();
         let vmas = self.vmas.read();
@@ -173,6 +177,27 @@ impl AddressSpace {
             Err(error) => {
                 tracing::error!(page = fault.page.0, access = %fault.access, "CPU fault not resolved: {error}");
                 FaultOutcome::Refused
+            }
+        }
+    }
+
+    /// Lets a driver's thread, which runs a kernel that does not translate, go on without an invalidation: that would wait for the
+    /// dispatch, and the dispatch for it. The launch fails, and [`expel_trespassers`](Self::expel_trespassers) closes the page again.
+    fn trespass(&self, page: PageIndex) -> FaultOutcome {
+        let unit = self.tracker.unit(page);
+        self.trespassed.lock().push(unit);
+        match self.tracker.map(unit, Protection::ReadWrite) {
+            Ok(()) => FaultOutcome::Resolved,
+            Err(_) => FaultOutcome::Refused,
+        }
+    }
+
+    /// Closes the pages that were opened to a driver's thread. No dispatch is in flight.
+    pub(crate) fn expel_trespassers(&self) {
+        for unit in std::mem::take(&mut *self.trespassed.lock()) {
+            let _pages = self.home.pages.lock(unit);
+            if let Err(error) = self.tracker.unmap(unit) {
+                tracing::error!("pages stay open after an untranslated access: {error}");
             }
         }
     }

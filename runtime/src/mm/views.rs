@@ -221,8 +221,8 @@ impl OwnedViews {
         })
     }
 
-    /// The sub-ranges of `pages` that have memory, ascending, neighbours merged. A page without
-    /// memory reads as zeros. Pages that gain or lose memory meanwhile may or may not be reported; if the kernel cannot
+    /// The sub-ranges of `pages` that have memory, ascending, neighbours merged. A page without memory reads
+    /// as zeros. Pages that gain or lose memory meanwhile may or may not be reported; if the kernel cannot
     /// tell, everything is reported.
     ///
     /// # Panics

@@ -221,8 +221,8 @@ impl VmaMap {
         (at < range.end).then(|| PageRange::new(at, range.end))
     }
 
-    /// The lowest free place for `pages` pages at a multiple of `align` pages (1: anywhere), in logarithmic time.
-    /// With an alignment the place may be higher than the lowest if very many free extents lie badly.
+    /// The lowest free place for `pages` pages at a multiple of `align` pages (1: anywhere), in logarithmic
+    /// time. With an alignment the place may be higher than the lowest if very many free extents lie badly.
     pub fn find_gap(&self, pages: u32, align: u32) -> Option<PageIndex> {
         if pages == 0 { None } else { self.free.first_fit(pages, align) }
     }
@@ -290,8 +290,9 @@ impl VmaMap {
         self.change(range, |attributes| attributes.advice != advice, |a| a.advice = advice)
     }
 
-    /// Moves `range` to the free pages from `to` on (as mremap), VMA borders and attributes included, splitting
-    /// VMAs at its borders. What arrives gets new ids. Returns what was taken out and what was put in, pairwise.
+    /// Moves `range` to the free pages from `to` on (as mremap), VMA borders and attributes included,
+    /// splitting VMAs at its borders. What arrives gets new ids. Returns what was taken out and what was put
+    /// in, pairwise.
     ///
     /// # Errors
     /// If the range is empty or not mapped throughout, or the target overlaps it or a VMA or leaves the heap.

@@ -27,7 +27,7 @@ const MAX_SPAN: u32 = 4096;
 
 /// Drops duplicates from `faults`, keeping the strongest access of each page, and sorts by page. Returns how many
 /// were dropped.
-pub fn deduplicate(faults: &mut Vec<PageFault>) -> usize {
+pub(super) fn deduplicate(faults: &mut Vec<PageFault>) -> usize {
     let before = faults.len();
     // Strongest first within a page, and the first of each page stays.
     faults.sort_unstable_by(|a, b| a.page.cmp(&b.page).then(b.access.cmp(&a.access)));
@@ -37,7 +37,7 @@ pub fn deduplicate(faults: &mut Vec<PageFault>) -> usize {
 
 /// Cuts sorted faults inside `vma` into spans. A hole is filled if `fill_holes`, it is short, and at least half of the span's
 /// pages are asked for with it.
-pub fn spans(faults: &[PageFault], first: usize, vma: PageRange, fill_holes: bool) -> Vec<Span> {
+pub(super) fn spans(faults: &[PageFault], first: usize, vma: PageRange, fill_holes: bool) -> Vec<Span> {
     let mut spans: Vec<Span> = Vec::new();
     for (at, fault) in faults.iter().enumerate() {
         debug_assert!(vma.contains(fault.page));

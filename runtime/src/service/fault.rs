@@ -242,6 +242,14 @@ impl Service {
         }
     }
 
+    /// Lets kernels report these pages again: their faults are not going to be served.
+    pub fn abandon(&self, pages: impl Iterator<Item = PageIndex>) {
+        let state = self.mirror.lock();
+        for page in pages.flat_map(|page| state.table.clip(PageRange::single(page)).iter()) {
+            state.table.clear_flags(page, pte::PENDING);
+        }
+    }
+
     fn clear_pending(&self, pages: PageRange) {
         let state = self.mirror.lock();
         for page in state.table.clip(pages).iter() {

@@ -32,15 +32,19 @@ impl HandlerThreads {
         Ok(())
     }
 
-    /// Waits for all threads to end, except the calling one if it is one of them.
-    pub(super) fn join(&self) {
+    /// Waits for all threads to end, except the calling one if it is one of them. Returns whether all ended.
+    pub(super) fn join(&self) -> bool {
+        let mut all = true;
         let threads = std::mem::take(&mut *self.0.lock());
         for thread in threads.into_iter().map(ManuallyDrop::into_inner) {
             if thread.thread().id() != thread::current().id() {
                 // The body catches what the handler throws; a panic beyond that was printed already.
                 let _ = thread.join();
+            } else {
+                all = false;
             }
         }
+        all
     }
 }
 

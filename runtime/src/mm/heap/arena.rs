@@ -1,12 +1,12 @@
 //! Arenas: VMAs cut into slabs of one length, which size classes take and give back.
 //!
-//! Lock protocol: `grow` is taken before `arenas`; `arenas` is a leaf, held for a few tree operations. The page source
-//! is called with `arenas` released: to map with `grow` held (so that threads that run out together map
-//! one arena, not one each), to discard and unmap with nothing held. A slab on its way back is in
-//! nobody's hands meanwhile: its class has forgotten it and the free set does not have it yet.
+//! Lock protocol: `grow` is taken before `arenas`; `arenas` is a leaf, held for a few tree operations. The
+//! page source is called with `arenas` released: to map with `grow` held (so that threads that run out
+//! together map one arena, not one each), to discard and unmap with nothing held. A slab on its way back is
+//! in nobody's hands meanwhile: its class has forgotten it and the free set does not have it yet.
 //!
-//! Invariants: a slab is either in `free`, owned by one class, or on its way back; an arena without owned slabs is
-//! unmapped; free slabs have no memory and read as zeros.
+//! Invariants: a slab is either in `free`, owned by one class, or on its way back; an arena without owned
+//! slabs is unmapped; free slabs have no memory and read as zeros.
 
 use super::class::SizeClass;
 use super::{HeapError, PageSource};
@@ -123,7 +123,8 @@ impl ArenaPool {
         }
     }
 
-    /// Takes back a slab that its class has forgotten; gives its memory back, and the arena's if it was the last.
+    /// Takes back a slab that its class has forgotten; gives its memory back, and the arena's if it was the
+    /// last.
     pub(super) fn give_back(&self, start: PageIndex) {
         if self.unmap_if_last(start) {
             return;

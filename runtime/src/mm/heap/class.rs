@@ -1,7 +1,8 @@
 //! Size classes: which slot an object of some layout takes, and where a slab's slots lie.
 //!
-//! Pure arithmetic. Classes grow by an eighth to a quarter, so that rounding up and the rest of a page or slab that no slot
-//! fits into waste at most a quarter together (above 64 bytes; below, classes are 16 bytes apart).
+//! Pure arithmetic. Classes grow by an eighth to a quarter, so that rounding up and the rest of a page or
+//! slab that no slot fits into waste at most a quarter together (above 64 bytes; below, classes are 16 bytes
+//! apart).
 //!
 //! Slots of up to 1 KiB are laid out page by page and never cross a page border: a device access to such
 //! an object translates one address. Larger slots are packed over the whole slab.
@@ -128,7 +129,11 @@ mod tests {
             for align in (0..=12).map(|shift| 1 << shift) {
                 let class = SizeClass::of(layout(size, align)).unwrap();
                 assert!(class.slot_bytes() as usize >= size && (class.slot_bytes() as usize).is_multiple_of(align));
-                assert!(SIZES[..class.index()].iter().all(|&slot| (slot as usize) < size || slot as usize % align > 0));
+                assert!(
+                    SIZES[..class.index()]
+                        .iter()
+                        .all(|&slot| (slot as usize) < size || !slot.is_multiple_of(align as u32))
+                );
                 // What the heap reports as usable may be handed back as the size.
                 assert_eq!(SizeClass::of(layout(class.slot_bytes() as usize, align)), Some(class));
             }

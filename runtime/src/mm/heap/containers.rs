@@ -22,8 +22,8 @@ impl Heap {
     /// If the heap is exhausted or the value's alignment is over 2 MiB.
     pub fn boxed<T>(&self, value: T) -> Result<SvmBox<T>, HeapError> {
         let place = self.room_for(Layout::new::<T>())?.cast::<T>();
-        // SAFETY: `place` was just allocated for a `T` (or dangles, aligned, if a `T` has no bytes), so it may be written
-        // and then owned by a box that frees it to the same heap with the same layout.
+        // SAFETY: `place` was just allocated for a `T` (or dangles, aligned, if a `T` has no bytes), so it
+        // may be written and then owned by a box that frees it to the same heap with the same layout.
         unsafe {
             place.write(value);
             Ok(Box::from_raw_in(place.as_ptr(), self.clone()))
@@ -41,8 +41,8 @@ impl Heap {
     /// If the heap is exhausted or cannot hold that much.
     pub fn vec_with_capacity<T>(&self, capacity: usize) -> Result<SvmVec<T>, HeapError> {
         let place = self.room_for(array_layout::<T>(capacity)?)?;
-        // SAFETY: allocated from this heap with the layout of `capacity` elements (or dangling, if they have no bytes);
-        // none of them is initialised, and the length is 0.
+        // SAFETY: allocated from this heap with the layout of `capacity` elements (or dangling, if they have
+        // no bytes); none of them is initialised, and the length is 0.
         Ok(unsafe { Vec::from_raw_parts_in(place.cast().as_ptr(), 0, capacity, self.clone()) })
     }
 
@@ -96,9 +96,10 @@ fn failed(error: HeapError) -> AllocError {
     AllocError
 }
 
-// SAFETY: blocks stay valid and in place until they are freed or the last handle is dropped, since handles share one
-// `HeapInner`, which alone unmaps them; moving a handle changes nothing, and a clone is the same heap. A block may be freed with
-// every layout it fits, because all sizes from the one asked for to the one reported fall into one class or page count.
+// SAFETY: blocks stay valid and in place until they are freed or the last handle is dropped, since handles
+// share one `HeapInner`, which alone unmaps them; moving a handle changes nothing, and a clone is the same
+// heap. A block may be freed with every layout it fits, because all sizes from the one asked for to the one
+// reported fall into one class or page count.
 unsafe impl Allocator for Heap {
     fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
         self.room_for(layout).map_err(failed)
@@ -110,7 +111,8 @@ unsafe impl Allocator for Heap {
 
     unsafe fn deallocate(&self, ptr: NonNull<u8>, layout: Layout) {
         if layout.size() > 0 {
-            // SAFETY: the trait's contract: a block of this allocator that fits the layout, not used afterwards.
+            // SAFETY: the trait's contract: a block of this allocator that fits the layout, not used
+            // afterwards.
             unsafe { self.dealloc(ptr, layout) };
         }
     }
@@ -130,8 +132,8 @@ unsafe impl Allocator for Heap {
         // SAFETY: as in `grow`.
         let grown = unsafe { self.resize(ptr, old, new) }.map_err(failed)?;
         let fresh = grown.len() - old.size();
-        // SAFETY: the block has `grown.len()` bytes, which is at least `new.size()` and so at least `old.size()`; the caller
-        // owns it and has not been told of it yet.
+        // SAFETY: the block has `grown.len()` bytes, which is at least `new.size()` and so at least
+        // `old.size()`; the caller owns it and has not been told of it yet.
         unsafe { grown.cast::<u8>().add(old.size()).write_bytes(0, fresh) };
         Ok(grown)
     }

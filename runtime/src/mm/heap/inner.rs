@@ -1,9 +1,9 @@
 //! Allocating, freeing and resizing: what all handles of a heap share.
 //!
 //! Lock protocol: a class's lock, an arena pool's locks and the lock of the large allocations are never held
-//! together, and none is held while the page source is called (but for a pool's growth, see `arena`) or while heap
-//! memory is written: zeroing and copying happen on the caller's thread with nothing locked, because such a store
-//! may fault and wait for a device.
+//! together, and none is held while the page source is called (but for a pool's growth, see `arena`) or while
+//! heap memory is written: zeroing and copying happen on the caller's thread with nothing locked, because
+//! such a store may fault and wait for a device.
 
 use super::arena::ArenaPool;
 use super::class::{CLASSES, SLAB_PAGES, SizeClass};

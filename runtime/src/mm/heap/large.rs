@@ -98,7 +98,8 @@ impl LargeAllocations {
         Ok(large)
     }
 
-    /// Unmaps the allocation that starts at `page`, if there is one and `accept` agrees; answers with what was there.
+    /// Unmaps the allocation that starts at `page`, if there is one and `accept` agrees; answers with what
+    /// was there.
     pub(super) fn free(&self, page: PageIndex, accept: impl FnOnce(Large) -> bool) -> Option<Large> {
         let large = {
             let mut live = self.live.lock();

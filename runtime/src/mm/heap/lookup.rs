@@ -1,8 +1,8 @@
 //! Which allocation an address belongs to: for error messages and for checking a launch's pointers.
 //!
-//! Answers are true of some moment during the call; an allocation freed meanwhile by another thread may still be
-//! named. Takes the heap's locks one at a time and calls nothing that waits, so that threads which
-//! service a device may ask, though not on the fault path of the CPU.
+//! Answers are true of some moment during the call; an allocation freed meanwhile by another thread may still
+//! be named. Takes the heap's locks one at a time and calls nothing that waits, so that threads which service
+//! a device may ask, though not on the fault path of the CPU.
 
 use super::HeapError;
 use super::class::SizeClass;

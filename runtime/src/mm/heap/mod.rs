@@ -10,20 +10,21 @@
 //! let node = heap.boxed(Node { next: std::ptr::null(), value: 7 })?;
 //! ```
 //!
-//! How it works: objects of up to 32 KiB take a slot of their size class (`class`) in a slab (`slab`) out of an
-//! arena (`arena`); larger ones, and those aligned to more than a page, get a VMA of their own (`large`). Objects of a class
-//! that are allocated one after the other lie side by side, and objects of up to 1 KiB do not cross page borders.
+//! How it works: objects of up to 32 KiB take a slot of their size class (`class`) in a slab (`slab`) out of
+//! an arena (`arena`); larger ones, and those aligned to more than a page, get a VMA of their own (`large`).
+//! Objects of a class that are allocated one after the other lie side by side, and objects of up to 1 KiB do
+//! not cross page borders.
 //!
 //! **All metadata lives outside the heap**: the allocator neither reads nor writes the memory it manages, so
-//! bookkeeping never moves a page between CPU and device. The exceptions are asked for by the caller and run on its
-//! thread: zeroing reused slots, and moving contents when an allocation grows.
+//! bookkeeping never moves a page between CPU and device. The exceptions are asked for by the caller and run
+//! on its thread: zeroing reused slots, and moving contents when an allocation grows.
 //!
-//! Locks, all leaves: one per size class, one per arena pool (and one for its growth), one for large allocations; see
-//! `inner`. None is held while heap memory is touched or the address space may wait.
+//! Locks, all leaves: one per size class, one per arena pool (and one for its growth), one for large
+//! allocations; see `inner`. None is held while heap memory is touched or the address space may wait.
 //!
-//! Gotchas: `Vec::push` and the like abort the process when the heap is exhausted (`handle_alloc_error`), as they do with any
-//! allocator; `try_reserve` and the constructors here return errors. The memory is unmapped when the last handle and the
-//! last container are dropped: raw memory does not keep the heap alive.
+//! Gotchas: `Vec::push` and the like abort the process when the heap is exhausted (`handle_alloc_error`), as
+//! they do with any allocator; `try_reserve` and the constructors here return errors. The memory is unmapped
+//! when the last handle and the last container are dropped: raw memory does not keep the heap alive.
 
 mod arena;
 mod class;
@@ -65,14 +66,16 @@ impl Heap {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
 
-    /// Allocates memory for `layout`, uninitialised. The slice returned may be longer than asked for; all of it may be used,
-    /// and any size between the two may be handed back.
+    /// Allocates memory for `layout`, uninitialised. The slice returned may be longer than asked for; all of
+    /// it may be used, and any size between the two may be handed back.
     ///
     /// # Errors
-    /// If the heap is exhausted, or the layout has no bytes, more than a heap can hold, or an alignment over 2 MiB.
+    /// If the heap is exhausted, or the layout has no bytes, more than a heap can hold, or an alignment over
+    /// 2 MiB.
     ///
     /// # Panics
-    /// In debug builds, on a thread that is resolving a CPU fault (invariant I1). So do all functions that allocate or free.
+    /// In debug builds, on a thread that is resolving a CPU fault (invariant I1). So do all functions that
+    /// allocate or free.
     pub fn alloc(&self, layout: Layout) -> Result<NonNull<[u8]>, HeapError> {
         self.inner.alloc(layout).map(inner::Block::pointer)
     }
@@ -91,8 +94,8 @@ impl Heap {
         Ok(pointer)
     }
 
-    /// Frees memory. A wrong pointer that is noticed (freed before, not from this heap, another layout) panics in debug
-    /// builds; in release builds it is logged and nothing is freed.
+    /// Frees memory. A wrong pointer that is noticed (freed before, not from this heap, another layout)
+    /// panics in debug builds; in release builds it is logged and nothing is freed.
     ///
     /// # Safety
     /// `pointer` must come from this heap, with `layout` or one that the slice returned also fits, and must not be used
@@ -107,8 +110,8 @@ impl Heap {
     /// As [`Heap::dealloc`], but says what was wrong with the pointer. Then nothing was freed.
     ///
     /// # Errors
-    /// If no live allocation of that layout starts there. A pointer freed before whose memory was handed out again cannot be
-    /// told from a right one.
+    /// If no live allocation of that layout starts there. A pointer freed before whose memory was handed out
+    /// again cannot be told from a right one.
     ///
     /// # Safety
     /// If `pointer` is a live allocation of this heap, nobody may use it afterwards.
@@ -119,8 +122,8 @@ impl Heap {
         self.inner.free(VirtAddr::of(pointer.as_ptr()), layout)
     }
 
-    /// Gives an allocation another size or alignment, in place where its slot or VMA has room, else by moving it.
-    /// The first `min(old.size(), new.size())` bytes are kept. Nothing happens on error.
+    /// Gives an allocation another size or alignment, in place where its slot or VMA has room, else by moving
+    /// it. The first `min(old.size(), new.size())` bytes are kept. Nothing happens on error.
     ///
     /// # Errors
     /// As [`Heap::alloc`].
@@ -147,7 +150,8 @@ impl Heap {
         self.inner.usage()
     }
 
-    /// Gives back the memory that is kept warm for small objects to come. Happens by itself when the heap is exhausted.
+    /// Gives back the memory that is kept warm for small objects to come. Happens by itself when the heap is
+    /// exhausted.
     pub fn trim(&self) {
         self.inner.trim();
     }

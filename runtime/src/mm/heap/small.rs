@@ -1,11 +1,11 @@
 //! The slabs of one size class, and which slot comes next.
 //!
 //! A plain data structure, locked by its owner (one lock a class). One slab is *current*: slots come out of
-//! it in ascending order, so that objects allocated one after the other lie side by side. When it is used up to its end,
-//! the lowest slab with free slots becomes current.
+//! it in ascending order, so that objects allocated one after the other lie side by side. When it is used up
+//! to its end, the lowest slab with free slots becomes current.
 //!
-//! Invariants: `partial` names exactly the slabs in `others` that have free slots; `empty` counts those in `others` with
-//! no taken slot, and is at most [`WARM_SLABS`] whenever the class is unlocked after a free.
+//! Invariants: `partial` names exactly the slabs in `others` that have free slots; `empty` counts those in
+//! `others` with no taken slot, and is at most [`WARM_SLABS`] whenever the class is unlocked after a free.
 
 use super::class::SizeClass;
 use super::slab::{Slab, Slot};
@@ -175,5 +175,56 @@ impl ClassSlabs {
 
     fn offset_in_slab(&self, place: Place) -> u32 {
         (place.page.0 % self.class.slab_pages()) * PAGE_SIZE as u32 + place.offset
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+    use std::alloc::Layout;
+    use std::collections::HashSet;
+
+    fn check(slabs: &ClassSlabs, given_back: &HashSet<PageIndex>) {
+        let with_room: BTreeSet<_> = slabs.others.values().filter(|s| !s.is_full()).map(|s| s.start).collect();
+        assert_eq!(slabs.partial, with_room);
+        assert_eq!(slabs.empty as usize, slabs.others.values().filter(|s| s.live() == 0).count());
+        let all = || slabs.others.values().chain(&slabs.current);
+        assert_eq!(slabs.live, all().map(|s| u64::from(s.live())).sum());
+        assert!(all().all(|s| !given_back.contains(&s.start)));
+    }
+
+    #[test]
+    fn slots_are_handed_out_once_and_empty_slabs_leave_whatever_the_order() {
+        let class = SizeClass::of(Layout::new::<[u8; 4096]>()).unwrap();
+        let mut slabs = ClassSlabs::new(class);
+        let mut random = SmallRng::seed_from_u64(7);
+        let (mut taken, mut given_back, mut next) = (Vec::new(), HashSet::new(), 0);
+        for round in 0..20_000 {
+            // Grows and shrinks in turn, so that slabs come and go.
+            if random.random_bool(if round / 500 % 2 == 0 { 0.7 } else { 0.3 }) {
+                let (place, _) = slabs.take().unwrap_or_else(|| {
+                    slabs.add(PageIndex(next));
+                    next += class.slab_pages();
+                    slabs.take().unwrap()
+                });
+                assert!(!taken.contains(&place));
+                taken.push(place);
+            } else if !taken.is_empty() {
+                let place = taken.swap_remove(random.random_range(0..taken.len()));
+                given_back.extend(slabs.free(place).unwrap());
+                assert!(slabs.empty <= WARM_SLABS);
+                assert!(slabs.free(place).is_err());
+            }
+            check(&slabs, &given_back);
+        }
+        assert!(given_back.len() > 10);
+        for place in taken {
+            given_back.extend(slabs.free(place).unwrap());
+        }
+        given_back.extend(slabs.trim());
+        check(&slabs, &given_back);
+        assert_eq!(given_back.len() as u32 * class.slab_pages(), next, "every slab was given back");
     }
 }

@@ -18,8 +18,8 @@ pub trait PageSource: Send + Sync {
     /// Unmaps a VMA made by [`PageSource::map`], whole, and gives its memory back.
     fn unmap(&self, pages: PageRange);
 
-    /// The contents of `pages`, part of a VMA, no longer matter: gives their memory back, after which they read as
-    /// zeros. The VMA stays.
+    /// The contents of `pages`, part of a VMA, no longer matter: gives their memory back, after which they
+    /// read as zeros. The VMA stays.
     fn discard(&self, pages: PageRange);
 
     /// The page's address in the app view.

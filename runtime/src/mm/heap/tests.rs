@@ -266,7 +266,7 @@ fn resizing_keeps_contents_and_the_place_where_it_can() {
     let sizes = [10usize, 16, 17, 100, 112, 5000, 33_000, 36_000, 1 << 20, 3 << 20, 2 << 20, 40_000, 900, 1];
     let mut pointer = heap.alloc(layout(sizes[0], 8)).unwrap();
     let mut kept = sizes[0];
-    // SAFETY (all below): `pointer` is the live allocation, of the size the loop has just given it.
+    // SAFETY: here and below: `pointer` is the live allocation, of the size it was just given.
     unsafe { pointer.cast::<u8>().write_bytes(0x5a, kept) };
     for pair in sizes.windows(2) {
         let before = pointer;

@@ -31,7 +31,7 @@ use super::{CpuFault, FaultHandler, FaultOutcome, Protection, TrackError, Tracke
 use crate::addr::{PageIndex, PageRange};
 use parking_lot::Mutex;
 use plan::{Allowed, Plan};
-use region::{Answer, Posted, Region};
+use region::{Answer, Region};
 use rustix::io::Errno;
 use rustix::mm::MprotectFlags;
 use std::ptr::with_exposed_provenance_mut;
@@ -59,6 +59,7 @@ struct Core {
     /// Set while a unit may be larger than a page, so that `unit` need not lock before.
     coarse: AtomicBool,
     stopping: AtomicBool,
+    retire_at_exit: AtomicBool,
     faults: AtomicU64,
 }
 
@@ -96,13 +97,20 @@ impl SigsegvTracker {
             plan: Mutex::new(Plan::new(views.pages, options.budget())),
             coarse: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            retire_at_exit: AtomicBool::new(false),
             faults: AtomicU64::new(0),
         };
         let (core, threads) = (Arc::new(core), HandlerThreads::default());
         Ok(Self { core, threads, thread_count: options.threads(), why: why.into() })
     }
 
-    fn set(&self, operation: &'static str, pages: PageRange, allowed: Allowed) -> Result<(), TrackError> {
+    /// Runs `change` on the plan for pages that are watched.
+    fn change(
+        &self,
+        operation: &'static str,
+        pages: PageRange,
+        change: impl FnOnce(&mut Plan, plan::Protect<'_>) -> Result<(), Errno>,
+    ) -> Result<(), TrackError> {
         self.core.admit(operation, pages)?;
         let mut plan = self.core.plan.lock();
         if !plan.is_watched(pages) {
@@ -112,7 +120,7 @@ impl SigsegvTracker {
             // `release` came first; what it made accessible stays so.
             return Err(TrackError::new(operation, pages, Errno::SHUTDOWN, NOT_RUNNING));
         }
-        let done = plan.set(pages, allowed, &|run, allowed| self.core.protect(run, allowed));
+        let done = change(&mut plan, &|run, allowed| self.core.protect(run, allowed));
         self.core.coarse.store(plan.is_coarse(), Ordering::Release);
         done.map_err(|error| TrackError::new(operation, pages, error, MAPPINGS_REMEDY))
     }
@@ -153,12 +161,11 @@ impl Tracker for SigsegvTracker {
     }
 
     fn write_protect(&self, pages: PageRange) -> Result<(), TrackError> {
-        self.core.admit("write-protecting", pages)?;
-        self.set("write-protecting", pages, Allowed::Load)
+        self.change("write-protecting", pages, |plan, protect| plan.forbid_stores(pages, protect))
     }
 
     fn unmap(&self, pages: PageRange) -> Result<(), TrackError> {
-        self.set("unmapping", pages, Allowed::Nothing)
+        self.change("unmapping", pages, |plan, protect| plan.set(pages, Allowed::Nothing, protect))
     }
 
     fn map(&self, pages: PageRange, protection: Protection) -> Result<(), TrackError> {
@@ -166,7 +173,7 @@ impl Tracker for SigsegvTracker {
             Protection::ReadOnly => Allowed::Load,
             Protection::ReadWrite => Allowed::LoadAndStore,
         };
-        match self.set("mapping", pages, allowed) {
+        match self.change("mapping", pages, |plan, protect| plan.set(pages, allowed, protect)) {
             // Everything is accessible already, and a handler may be on its way out.
             Err(_) if self.core.is_stopped_here() => Ok(()),
             done => done,
@@ -191,8 +198,10 @@ impl Tracker for SigsegvTracker {
             return;
         }
         let first = self.core.release();
-        self.threads.join();
-        if first {
+        if !self.threads.join() {
+            // Stopped from within a handler, whose toucher still waits: that thread retires the region.
+            self.core.retire_at_exit.store(true, Ordering::Release);
+        } else if first {
             self.core.region.retire();
         }
     }
@@ -242,6 +251,9 @@ impl Core {
                 FaultOutcome::Refused => Answer::Refused,
             }
         });
+        if self.retire_at_exit.load(Ordering::Acquire) {
+            self.region.retire();
+        }
     }
 
     /// Makes everything accessible and sends whoever waits back to retry. Returns whether this was the first call.

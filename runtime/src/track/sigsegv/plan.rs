@@ -111,6 +111,28 @@ impl Plan {
             return Ok(());
         }
         self.wanted.set(pages, allowed);
+        self.enforce(pages, protect)
+    }
+
+    /// Makes stores to `pages` fault; pages that allow nothing stay so.
+    ///
+    /// # Errors
+    /// As for [`set`](Self::set).
+    pub(super) fn forbid_stores(&mut self, pages: PageRange, protect: Protect<'_>) -> Result<(), Errno> {
+        if pages.is_empty() {
+            return Ok(());
+        }
+        let mut rest = pages;
+        loop {
+            let next = self.wanted.iter(rest).find(|&(_, wanted)| wanted == Allowed::LoadAndStore);
+            let Some((run, _)) = next else { break };
+            self.wanted.set(run, Allowed::Load);
+            rest.start = run.end;
+        }
+        self.enforce(pages, protect)
+    }
+
+    fn enforce(&mut self, pages: PageRange, protect: Protect<'_>) -> Result<(), Errno> {
         self.calm(pages);
         while let Err(error) = self.bring_into_line(pages, protect) {
             let before = self.actual.len();

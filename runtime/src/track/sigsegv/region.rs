@@ -32,6 +32,11 @@ const OPEN: u32 = 2;
 const CLOSING: u32 = 3;
 
 const PENDING: u32 = 0;
+/// More than there will be threads on their way into the signal handler when a region retires.
+const GRACE: u32 = 4096;
+
+/// Where the next search for a free entry starts: the one retired longest ago is reused first.
+static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 /// What becomes of the access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +54,7 @@ pub(super) struct Posted {
     pub(super) address: usize,
     pub(super) access: Access,
     pub(super) thread: u32,
-    next: *const Posted,
+    next: *mut Posted,
     answer: AtomicU32,
 }
 
@@ -61,6 +66,8 @@ pub(super) struct Region {
     owner: AtomicU64,
     /// Signal handlers inside.
     users: AtomicU32,
+    /// Retries still granted to faults in a free region, which may be from when it was not.
+    grace: AtomicU32,
     /// Faults posted and not taken, newest first.
     posted: AtomicPtr<Posted>,
     /// Counts posts; what handler threads sleep on.
@@ -78,6 +85,7 @@ impl Region {
             end: AtomicUsize::new(0),
             owner: AtomicU64::new(0),
             users: AtomicU32::new(0),
+            grace: AtomicU32::new(0),
             posted: AtomicPtr::new(null_mut()),
             bell: AtomicU32::new(0),
             sleepers: AtomicU32::new(0),
@@ -87,7 +95,8 @@ impl Region {
 
     /// Takes an entry for `addresses`; none if all are in use. Entries that a forked child inherited are free to it.
     pub(super) fn claim(addresses: Range<usize>, owner: ProcessId) -> Option<&'static Self> {
-        let region = REGIONS.iter().find(|region| {
+        let first = NEXT.fetch_add(1, SeqCst);
+        let region = (0..MAX_REGIONS).map(|step| &REGIONS[(first + step) % MAX_REGIONS]).find(|region| {
             let state = region.state.load(SeqCst);
             let inherited = matches!(state, OPEN | CLOSING) && region.owner.load(SeqCst) != owner.0;
             (state == FREE || inherited) && region.state.compare_exchange(state, CLAIMED, SeqCst, SeqCst).is_ok()
@@ -120,6 +129,7 @@ impl Region {
             // covers the one that leaves without posting.
             let _ = futex::wait(&self.bell, futex::Flags::PRIVATE, bell, Some(&SHORT));
         }
+        self.grace.store(GRACE, SeqCst);
         self.state.store(FREE, SeqCst);
     }
 
@@ -171,7 +181,7 @@ impl Region {
             // SAFETY: an unanswered node's thread waits in `post`, so the node is live.
             let next = unsafe { (*node).next };
             give(node, answer);
-            node = next.cast_mut();
+            node = next;
         }
     }
 
@@ -203,25 +213,51 @@ impl Region {
         }
     }
 
-    fn enter(&'static self, address: usize) -> Option<Visit> {
+    /// Has a fault resolved if this region is in use and covers its address.
+    fn visit(&'static self, address: usize, access: Access) -> Option<Answer> {
         // First without counting: the common case is that the address is somebody else's.
         if !self.covers(address) {
             return None;
         }
-        self.users.fetch_add(1, SeqCst);
-        let visit = Visit(self);
-        (self.covers(address) && matches!(self.state.load(SeqCst), OPEN | CLOSING)).then_some(visit)
+        let _visit = Visit::new(self);
+        match self.state.load(SeqCst) {
+            // Counted in before it was seen open, so `retire` will wait: the range read from here on is stable.
+            OPEN if self.covers(address) => {
+                let thread = current_thread();
+                if self.threads.iter().any(|handler| handler.load(Relaxed) == thread) {
+                    // A handler thread broke I1. It would wait for itself: better a crash that shows where.
+                    return Some(Answer::Refused);
+                }
+                Some(self.post(address, access, thread))
+            }
+            CLOSING => Some(Answer::Retry),
+            _ => None,
+        }
     }
 
     fn covers(&self, address: usize) -> bool {
         (self.start.load(SeqCst)..self.end.load(SeqCst)).contains(&address)
             && self.owner.load(SeqCst) == ProcessId::current().0
-            && self.state.load(SeqCst) != FREE
+    }
+
+    /// Whether a fault at `address` may stem from before this region's retirement, its signal handler having been
+    /// late. Each such answer is one retry, so a bounded number of them cannot hide a real fault.
+    fn lingers_over(&self, address: usize) -> bool {
+        self.covers(address)
+            && self.state.load(SeqCst) == FREE
+            && self.grace.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok()
     }
 }
 
 /// A signal handler's stay in a region.
 struct Visit(&'static Region);
+
+impl Visit {
+    fn new(region: &'static Region) -> Self {
+        region.users.fetch_add(1, SeqCst);
+        Self(region)
+    }
+}
 
 impl Drop for Visit {
     fn drop(&mut self) {
@@ -231,17 +267,10 @@ impl Drop for Visit {
 
 /// Has a fault at `address` resolved if a region covers it; `None` if none does. Async-signal-safe.
 pub(super) fn resolve_in_region(address: usize, access: Access) -> Option<Answer> {
-    let visit = REGIONS.iter().find_map(|region| region.enter(address))?;
-    let region = visit.0;
-    if region.state.load(SeqCst) == CLOSING {
-        return Some(Answer::Retry);
-    }
-    let thread = current_thread();
-    if region.threads.iter().any(|handler| handler.load(Relaxed) == thread) {
-        // A handler thread broke I1. It would wait for itself: better a crash that shows where.
-        return Some(Answer::Refused);
-    }
-    Some(region.post(address, access, thread))
+    REGIONS
+        .iter()
+        .find_map(|region| region.visit(address, access))
+        .or_else(|| REGIONS.iter().any(|region| region.lingers_over(address)).then_some(Answer::Retry))
 }
 
 fn current_thread() -> u32 {
@@ -255,7 +284,7 @@ fn in_order(mut newest: *mut Posted) -> *mut Posted {
         // SAFETY: the list was taken whole, so this thread alone has it; its nodes are live until answered.
         let rest = unsafe { std::mem::replace(&mut (*newest).next, oldest) };
         oldest = newest;
-        newest = rest.cast_mut();
+        newest = rest;
     }
     oldest
 }
@@ -270,7 +299,7 @@ fn serve_list(list: *mut Posted, resolve: &dyn Fn(&Posted, &mut dyn Iterator<Ite
             let fault = &*rest;
             let page = fault.address / PAGE_SIZE;
             let mut same_page = nodes(fault.next).filter(|other| other.address / PAGE_SIZE == page);
-            (resolve(fault, &mut same_page), page, fault.next.cast_mut())
+            (resolve(fault, &mut same_page), page, fault.next)
         };
         give(rest, answer);
         if answer == Answer::Retry {
@@ -287,7 +316,7 @@ fn answer_page(list: *mut Posted, page: usize) -> *mut Posted {
     while !node.is_null() {
         // SAFETY: as in `serve_list`; a node is linked into the kept list instead of being answered.
         unsafe {
-            let next = (*node).next.cast_mut();
+            let next = (*node).next;
             if (*node).address / PAGE_SIZE == page {
                 give(node, Answer::Retry);
             } else {
@@ -304,7 +333,7 @@ fn answer_page(list: *mut Posted, page: usize) -> *mut Posted {
 ///
 /// # Safety
 /// All of them stay unanswered as long as the iterator and its items are used.
-unsafe fn nodes<'a>(list: *const Posted) -> impl Iterator<Item = &'a Posted> {
+unsafe fn nodes<'a>(list: *mut Posted) -> impl Iterator<Item = &'a Posted> {
     // SAFETY: unanswered nodes are live, which the caller promised; `next` is null at the end.
     let first = unsafe { list.as_ref() };
     // SAFETY: as above.

@@ -13,8 +13,10 @@ use std::mem::MaybeUninit;
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// The action that was there before ours; null until installed. Leaked boxes: a handler may be reading.
+/// The action that was there before ours; null until installed. Leaked boxes, or [`DEFAULT`]: a handler may be reading.
 static PREVIOUS: AtomicPtr<sigaction> = AtomicPtr::new(null_mut());
+// SAFETY: all zeros is a valid sigaction: SIG_DFL, no flags, an empty mask.
+static DEFAULT: sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
 static INSTALLING: Mutex<()> = Mutex::new(());
 
 const SEGV_ACCERR: c_int = 2;
@@ -33,8 +35,7 @@ pub(super) fn install() -> Result<(), Errno> {
     }
     // Saved first: a fault may come in as soon as the action is set.
     PREVIOUS.store(Box::into_raw(Box::new(current)), Ordering::Release);
-    // SAFETY: an all-zero sigaction is valid; every field that counts is set below.
-    let mut ours: sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    let mut ours = DEFAULT;
     ours.sa_sigaction = on_fault as *const () as usize;
     // SA_SIGINFO: the handler needs the address and the register state.
     // SA_ONSTACK: earlier handlers detect stack overflow, where the thread's own stack is no use; and
@@ -47,7 +48,7 @@ pub(super) fn install() -> Result<(), Errno> {
     // SA_SIGINFO asks for and is async-signal-safe.
     let failed = unsafe {
         libc::sigfillset(&mut ours.sa_mask);
-        libc::sigaction(libc::SIGSEGV, &ours, null_mut())
+        sigaction(libc::SIGSEGV, &ours, null_mut())
     };
     if failed == 0 { Ok(()) } else { Err(last_errno()) }
 }
@@ -68,7 +69,7 @@ fn current_action() -> Result<sigaction, Errno> {
     let mut current = MaybeUninit::uninit();
     // SAFETY: with a null action sigaction only reports, and initialises `current` when it succeeds.
     unsafe {
-        if libc::sigaction(libc::SIGSEGV, null(), current.as_mut_ptr()) == 0 {
+        if sigaction(libc::SIGSEGV, null(), current.as_mut_ptr()) == 0 {
             Ok(current.assume_init())
         } else {
             Err(last_errno())
@@ -131,7 +132,7 @@ unsafe fn access_of(_context: *mut c_void) -> Access {
 /// The arguments are what the kernel passed to the signal handler.
 unsafe fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     let previous = PREVIOUS.load(Ordering::Acquire);
-    // SAFETY: null or a leaked box, whose contents are never changed.
+    // SAFETY: null, a leaked box or a static; their contents are never changed.
     let action = unsafe { previous.as_ref() };
     match action {
         Some(action) if !matches!(action.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN) => {
@@ -147,9 +148,7 @@ unsafe fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
             // its instruction is retried, now with the default action: the core shows the right place. A signal
             // that a process sent would not come again, so it is raised; it is blocked until we return.
             unsafe {
-                let mut default: sigaction = MaybeUninit::zeroed().assume_init();
-                default.sa_sigaction = libc::SIG_DFL;
-                libc::sigaction(signal, &default, null_mut());
+                sigaction(signal, &DEFAULT, null_mut());
                 if (*info).si_code <= 0 {
                     libc::raise(signal);
                 }
@@ -169,10 +168,7 @@ unsafe fn call(action: &sigaction, signal: c_int, info: *mut siginfo_t, context:
     // the type that the flags say, by sigaction's contract.
     unsafe {
         if action.sa_flags & libc::SA_RESETHAND != 0 {
-            let mut default: sigaction = MaybeUninit::zeroed().assume_init();
-            default.sa_sigaction = libc::SIG_DFL;
-            // Falls back to the default from the next fault on: null means that.
-            PREVIOUS.store(null_mut(), Ordering::Release);
+            PREVIOUS.store((&raw const DEFAULT).cast_mut(), Ordering::Release);
         }
         let mut mask = (*context.cast::<ucontext_t>()).uc_sigmask;
         for other in 1..=libc::SIGRTMAX() {

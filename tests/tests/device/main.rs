@@ -1,0 +1,8 @@
+//! The runtime on a Vulkan device. Run through `cargo xtask test`, which finds or sets up a driver.
+
+mod coherence;
+mod errors;
+mod faults;
+mod plain;
+mod pressure;
+mod trap;

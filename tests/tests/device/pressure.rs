@@ -1,0 +1,54 @@
+//! Short memory: everything finishes with as many frames as one workgroup needs, and says so with fewer.
+
+use vksvm::LaunchError;
+use vksvm_tests::{spirv, with};
+
+#[test]
+fn two_frames_are_enough_for_workgroups_that_touch_two_pages() {
+    let svm = with(|builder| builder.frames(2));
+    let pages = 50u32;
+    let mut data = svm.heap().vec_from_slice(&vec![0u32; pages as usize * 1024]).unwrap();
+    for page in 0..pages {
+        data[page as usize * 1024] = page + 1;
+    }
+    let mut out = svm.heap().vec_from_slice(&vec![0u32; pages as usize]).unwrap();
+    // SAFETY: the kernel reads the data and writes `out`.
+    let kernel = unsafe { svm.kernel("sum_pages", spirv!("sum_pages")) }.unwrap();
+    kernel.launch([pages, 1, 1]).read(&data[..]).write(&mut out[..]).value([pages, 1]).run().unwrap();
+    assert!(out.iter().enumerate().all(|(i, &value)| value == i as u32 + 1), "{:?}", &out[..]);
+    assert!(svm.stats().evictions > 0);
+}
+
+#[test]
+fn one_frame_too_few_is_said() {
+    let svm = with(|builder| builder.frames(4));
+    let data = svm.heap().vec_from_slice(&vec![1u32; 64 * 1024]).unwrap();
+    let mut out = svm.heap().vec_from_slice(&vec![0u32; 16]).unwrap();
+    // SAFETY: the kernel reads the data and writes `out`.
+    let kernel = unsafe { svm.kernel("sum_pages", spirv!("sum_pages")) }.unwrap().idempotent();
+    // Three pages of data and one of results fit.
+    kernel.launch([16, 1, 1]).read(&data[..]).write(&mut out[..]).value([64u32, 3]).run().unwrap();
+    assert!(out.iter().all(|&value| value == 3));
+    let error = kernel.launch([16, 1, 1]).read(&data[..]).write(&mut out[..]).value([64u32, 4]).run().unwrap_err();
+    assert!(matches!(error, LaunchError::OutOfFrames { frames: 4, .. }), "{error}");
+    assert!(error.to_string().contains("4 frames"), "{error}");
+    // Nothing is lost and the runtime is usable.
+    kernel.launch([16, 1, 1]).read(&data[..]).write(&mut out[..]).value([64u32, 2]).run().unwrap();
+    assert!(out.iter().all(|&value| value == 2));
+}
+
+#[test]
+fn data_larger_than_the_frames_streams_through_and_comes_out_right() {
+    let svm = with(|builder| builder.frames(64));
+    let n = 1_000_000u32;
+    let x = svm.heap().vec_from_slice(&(0..n).map(|i| (i % 1000) as f32).collect::<Vec<_>>()).unwrap();
+    let mut y = svm.heap().vec_from_slice(&vec![1.0f32; n as usize]).unwrap();
+    // SAFETY: the kernel reads x and y and writes y.
+    let saxpy = unsafe { svm.kernel("saxpy", spirv!("saxpy")) }.unwrap();
+    let report =
+        saxpy.launch([n.div_ceil(64), 1, 1]).read(&x[..]).write(&mut y[..]).value(2.0f32).value(n).run().unwrap();
+    for (i, &value) in y.iter().enumerate() {
+        assert_eq!(value, (i as u32 % 1000) as f32 * 2.0 + 1.0, "element {i}");
+    }
+    assert!(report.evictions > 1000, "{report}");
+}
