@@ -7,6 +7,7 @@
 mod frames;
 pub mod layout;
 mod queue;
+pub mod soft;
 mod table;
 pub mod vulkan;
 
@@ -196,6 +197,11 @@ pub trait Device: Send + Sync {
 
     /// Lets go of what was kept for a kernel that will not run again.
     fn forget(&self, kernel: &KernelModule);
+
+    /// What validation layers said so far; empty without them.
+    fn validation_messages(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Kernel thread ids of the driver's own threads, for a device that computes on the CPU.
     fn driver_threads(&self) -> Vec<u32> {

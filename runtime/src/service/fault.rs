@@ -84,6 +84,15 @@ enum Action {
     ZeroFrame,
     /// No frame was left.
     Short,
+    /// No frame was left that was not being changed by somebody else at the moment: the page is left to the next round.
+    Busy,
+}
+
+/// What came of looking for a frame.
+enum Taken {
+    Frame(FrameIndex),
+    Nothing,
+    Busy,
 }
 
 /// Fault service for one mirror. One thread uses it at a time; its buffers are kept between calls.
@@ -345,9 +354,10 @@ impl Service {
             } else if !write && !owned && !has_data {
                 Action::ZeroFrame
             } else {
-                match self.take_frame(vma.range, page, wanted)? {
-                    None => Action::Short,
-                    Some(frame) => {
+                match self.take_frame(vma.range, span, page, wanted)? {
+                    Taken::Nothing => Action::Short,
+                    Taken::Busy => Action::Busy,
+                    Taken::Frame(frame) => {
                         let address = self.mirror.lock().frames.address(frame);
                         let host = home.views.alias_ptr(page);
                         let list = if has_data { &mut self.copies } else { &mut self.zeros };
@@ -361,26 +371,33 @@ impl Service {
         Ok(())
     }
 
-    /// A frame for `page`, evicting if need be and if the page is really wanted.
+    /// A frame for `page` of `span`, whose page locks are held, evicting if need be and if the page is really wanted.
     fn take_frame(
         &mut self,
         vma: PageRange,
+        span: PageRange,
         page: PageIndex,
         wanted: bool,
-    ) -> Result<Option<FrameIndex>, ServiceError> {
+    ) -> Result<Taken, ServiceError> {
+        let mut busy = false;
         for _ in 0..2 {
             let frame = {
                 let mut state = self.mirror.lock();
                 state.frames.place(self.mirror.device.as_ref(), vma, page)?
             };
-            if frame.is_some() || !wanted {
-                return Ok(frame);
+            if let Some(frame) = frame {
+                return Ok(Taken::Frame(frame));
             }
-            if self.evict(32) == 0 {
+            if !wanted {
+                return Ok(Taken::Nothing);
+            }
+            let evicted = self.evict(32, span);
+            busy |= evicted.busy;
+            if evicted.pages == 0 {
                 break;
             }
         }
-        Ok(None)
+        Ok(if busy { Taken::Busy } else { Taken::Nothing })
     }
 
     /// Step 4.
@@ -421,9 +438,9 @@ impl Service {
                 flags |= pte::LAST;
             }
             match self.actions[index] {
-                Action::Short => {
+                Action::Short | Action::Busy => {
                     state.table.clear_flags(page, pte::PENDING);
-                    short += usize::from(asked.is_some());
+                    short += usize::from(asked.is_some() && self.actions[index] == Action::Short);
                     // The CPU side was quieted, but no translation exists: its next touch finds the old state.
                     continue;
                 }
