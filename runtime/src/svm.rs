@@ -375,6 +375,16 @@ impl Svm {
         self.inner.mirror.lost()
     }
 
+    /// The device itself, for plain Vulkan work beside the shared heap.
+    pub fn vulkan(&self) -> &Arc<VulkanDevice> {
+        &self.inner.device
+    }
+
+    /// Bytes of page table that the device holds for the heap, for reports on what mirroring costs.
+    pub fn table_bytes(&self) -> usize {
+        self.inner.mirror.table_bytes()
+    }
+
     /// What the validation layers said so far; empty without them.
     pub fn validation_messages(&self) -> Vec<String> {
         self.inner.device.validation_messages()
