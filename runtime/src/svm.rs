@@ -59,6 +59,7 @@ pub struct Builder {
     queue_capacity: Option<u32>,
     validation: Option<bool>,
     copy_path: Option<CopyPath>,
+    prefetch: Option<bool>,
     count_translations: bool,
     trap_untranslated: bool,
 }
@@ -114,6 +115,14 @@ impl Builder {
         self
     }
 
+    /// Maps pages on the device before a kernel asks for them, where recent misses suggest it. Environment:
+    /// `VKSVM_PREFETCH=0` switches it off. Default: on.
+    #[must_use]
+    pub fn prefetch(mut self, on: bool) -> Self {
+        self.prefetch = Some(on);
+        self
+    }
+
     /// Has kernels count their translations ([`Stats::translations`]). Default: off; it costs an atomic each.
     #[must_use]
     pub fn count_translations(mut self, on: bool) -> Self {
@@ -158,6 +167,7 @@ impl Builder {
             queue_capacity: self.queue_capacity.unwrap_or(1 << 16),
             count_translations: self.count_translations,
             trap_untranslated: self.trap_untranslated,
+            prefetch: self.prefetch.unwrap_or_else(|| variable("VKSVM_PREFETCH").is_none_or(|value| value != "0")),
         };
         Svm::assemble(device, space, heap, counters, frames, options)
     }
