@@ -60,6 +60,7 @@ pub struct Builder {
     queue_capacity: Option<u32>,
     validation: Option<bool>,
     copy_path: Option<CopyPath>,
+    prefetch: Option<bool>,
     count_translations: bool,
     trap_untranslated: bool,
     other: Option<OtherDevice>,
@@ -169,6 +170,14 @@ impl Builder {
         self
     }
 
+    /// Maps pages on the device before a kernel asks for them, where recent misses suggest it. Environment:
+    /// `VKSVM_PREFETCH=0` switches it off. Default: on.
+    #[must_use]
+    pub fn prefetch(mut self, on: bool) -> Self {
+        self.prefetch = Some(on);
+        self
+    }
+
     /// Has kernels count their translations ([`Stats::translations`]). Default: off; it costs an atomic each.
     #[must_use]
     pub fn count_translations(mut self, on: bool) -> Self {
@@ -216,6 +225,7 @@ impl Builder {
             queue_capacity: self.queue_capacity.unwrap_or(1 << 16),
             count_translations: self.count_translations,
             trap_untranslated: self.trap_untranslated,
+            prefetch: self.prefetch.unwrap_or_else(|| variable("VKSVM_PREFETCH").is_none_or(|value| value != "0")),
         };
         Svm::assemble(device, space, heap, counters, frames, options)
     }
@@ -471,6 +481,16 @@ impl Svm {
     /// Pages whose newest contents were lost with the device; empty while all is well.
     pub fn lost(&self) -> LostPages {
         self.inner.mirror.lost()
+    }
+
+    /// The device itself, for plain Vulkan work beside the shared heap.
+    pub fn vulkan(&self) -> &Arc<VulkanDevice> {
+        &self.inner.device
+    }
+
+    /// Bytes of page table that the device holds for the heap, for reports on what mirroring costs.
+    pub fn table_bytes(&self) -> usize {
+        self.inner.mirror.table_bytes()
     }
 
     /// What the validation layers said so far; empty without them.

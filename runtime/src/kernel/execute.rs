@@ -99,6 +99,7 @@ pub(crate) struct ExecutorOptions {
     pub(crate) queue_capacity: u32,
     pub(crate) count_translations: bool,
     pub(crate) trap_untranslated: bool,
+    pub(crate) prefetch: bool,
 }
 
 /// Runs jobs on a thread of its own.
@@ -177,7 +178,7 @@ impl Executor {
         // SAFETY: the control block has this size and no dispatch uses it yet.
         unsafe { control.host().cast::<Control>().write(block) };
         Ok(Self {
-            service: Service::new(space.clone(), mirror.clone(), registration),
+            service: Service::new(space.clone(), mirror.clone(), registration, options.prefetch),
             space,
             heap,
             mirror,

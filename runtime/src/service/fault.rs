@@ -105,6 +105,8 @@ pub struct Service {
     pub(super) protected: HashSet<PageIndex>,
     /// Whether pages were evicted since the protection was last reset.
     pub(super) tight: bool,
+    /// Whether pages are mapped that nobody asked for.
+    prefetch: bool,
     access: Vec<Option<Access>>,
     actions: Vec<Action>,
     copies: CopyList,
@@ -113,8 +115,10 @@ pub struct Service {
 
 impl Service {
     /// A service that fills `mirror`, registered as `registration`, from `space`.
-    pub fn new(space: Arc<AddressSpace>, mirror: Arc<DeviceMirror>, registration: Arc<Mirror>) -> Self {
+    /// It maps neighbours of what is asked for only if `prefetch`.
+    pub fn new(space: Arc<AddressSpace>, mirror: Arc<DeviceMirror>, registration: Arc<Mirror>, prefetch: bool) -> Self {
         Self {
+            prefetch,
             space,
             mirror,
             registration,
@@ -181,7 +185,7 @@ impl Service {
                     from = index + 1;
                 }
             }
-            let fill = !self.tight;
+            let fill = self.prefetch && !self.tight;
             list.extend(spans(&faults[from..end], from, vma.range, fill).into_iter().map(|s| (s, vma.clone())));
             at = end;
         }
