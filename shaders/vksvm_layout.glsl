@@ -53,7 +53,7 @@
 #define VKSVM_CONTROL_KERNEL 64
 // Live mode: how often an invocation looks for its page before it gives up.
 #define VKSVM_CONTROL_POLL_LIMIT 68
-// Live mode: two words a slot, the unit's epoch and whether it moved over.
+// Live mode: four words a slot: the unit's epoch, never 0, whether it moved over, and how many of its invocations have ended.
 #define VKSVM_CONTROL_UNITS 72
 // Counters, written by kernels, on a cache line of their own.
 #define VKSVM_CONTROL_QUEUE_HEAD 128

@@ -168,7 +168,7 @@ pub struct Control {
     pub kernel: u32,
     /// Live mode: polls before an invocation gives up waiting.
     pub poll_limit: u32,
-    /// Live mode: two words a slot, the unit's epoch and whether it moved over.
+    /// Live mode: four words a slot: the unit's epoch, whether it moved over, how many of its invocations have ended.
     pub units: DeviceAddress,
     /// Up to the counters' cache line.
     pub reserved: [u32; 12],

@@ -180,7 +180,7 @@ impl Executor {
         let stored = device.shared_memory(MAX_SLICE as usize / 8, SharedUse::HostReads)?;
         let bounce = device.shared_memory(BOUNCE_BYTES as usize, SharedUse::HostReads)?;
         let units = device
-            .shared_memory(if options.live.is_some() { MAX_SLICE as usize * 8 } else { 64 }, SharedUse::HostReads)?;
+            .shared_memory(if options.live.is_some() { MAX_SLICE as usize * 16 } else { 64 }, SharedUse::HostReads)?;
         let block = Control {
             queue: queue.address(),
             zero_frame: mirror.zero_frame(),
@@ -193,6 +193,7 @@ impl Executor {
             bounce_bytes: BOUNCE_BYTES,
             poll_limit: options.poll_limit,
             units: units.address(),
+            epoch: 1,
             ..bytemuck::Zeroable::zeroed()
         };
         // SAFETY: the control block has this size and no dispatch uses it yet.
