@@ -309,7 +309,8 @@ pub enum FaultMode {
     Auto,
     /// A missing page restarts its workgroup once it is there. Works on every device.
     Replay,
-    /// A missing page is waited for inside the kernel.
+    /// A missing page is waited for inside the kernel. On llvmpipe this sets `LP_NUM_THREADS`, unless it is set, to leave a
+    /// processor to the service thread: open the runtime before starting threads whose C code reads the environment.
     Live,
 }
 
