@@ -38,7 +38,8 @@ fn outcome(kind: u32, old: u32, value: u32) -> u32 {
         LOAD => old,
         ADD => old.wrapping_add(value),
         MAX => old.max(value),
-        _ => value,
+        STORE | EXCHANGE => value,
+        _ => unreachable!("no such kind"),
     }
 }
 

@@ -203,7 +203,9 @@ fn a_workgroup_that_needs_more_frames_than_there_are_fails_and_the_next_launch_r
             let greedy = unsafe {
                 svm.soft_kernel("greedy", [1, 1, 1], 8, |invocation| {
                     let at = invocation.arguments::<u64>();
-                    (0..8).for_each(|page| drop(invocation.load::<u32>(at + 4096 * page)));
+                    for page in 0..8 {
+                        invocation.load::<u32>(at + 4096 * page);
+                    }
                 })
             }
             .unwrap();

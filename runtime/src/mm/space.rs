@@ -211,8 +211,10 @@ impl AddressSpace {
         permission: Option<Permission>,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let pages = &self.home.pages;
-        let allowed = if permission == Some(Permission::ReadOnly) { Protection::ReadOnly } else { Protection::ReadWrite };
-        let Touch { event, becomes, protection } = state::touch(unit.iter().map(|page| pages.state(page)), access, allowed);
+        let allowed =
+            if permission == Some(Permission::ReadOnly) { Protection::ReadOnly } else { Protection::ReadWrite };
+        let states = unit.iter().map(|page| pages.state(page));
+        let Touch { event, becomes, protection } = state::touch(states, access, allowed);
         let bracket = event.map(|event| self.notifiers.invalidate(unit, event, None, Blocking::Yes)).transpose()?;
         for page in unit.iter() {
             if pages.state(page) != PageState::Cpu {
@@ -228,7 +230,8 @@ impl AddressSpace {
     fn drop_contents(&self, range: PageRange, event: Event) {
         let pages = &self.home.pages;
         let _pages = pages.lock(range);
-        let bracket = self.notifiers.is_subscribed().then(|| self.notifiers.invalidate(range, event, None, Blocking::Yes));
+        let bracket =
+            self.notifiers.is_subscribed().then(|| self.notifiers.invalidate(range, event, None, Blocking::Yes));
         if let Some(Err(error)) = &bracket {
             tracing::error!(?range, "a device keeps pages that are given back: {error}");
         }

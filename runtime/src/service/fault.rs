@@ -18,7 +18,9 @@ use super::mirror::{CopyList, DeviceMirror};
 use crate::addr::{Access, FrameIndex, PageIndex, PageRange};
 use crate::device::DeviceError;
 use crate::device::layout::pte;
-use crate::hmm::{Attempt, Blocking, CollisionRetry, Deadline, Event, Invalidation, Mirror, OutOfTime, Range, RealClock};
+use crate::hmm::{
+    Attempt, Blocking, CollisionRetry, Deadline, Event, Invalidation, Mirror, OutOfTime, Range, RealClock,
+};
 use crate::mm::pages::PageState;
 use crate::mm::space::AddressSpace;
 use crate::mm::state::{Fill, Lose, Quiet, commit, fill, quiet};
@@ -104,6 +106,8 @@ pub struct Service {
     pub(super) protected: HashSet<PageIndex>,
     /// Whether pages were evicted since the protection was last reset.
     pub(super) tight: bool,
+    /// Whether pages are mapped that nobody asked for.
+    prefetch: bool,
     access: Vec<Option<Access>>,
     actions: Vec<Action>,
     copies: CopyList,
@@ -112,8 +116,10 @@ pub struct Service {
 
 impl Service {
     /// A service that fills `mirror`, registered as `registration`, from `space`.
-    pub fn new(space: Arc<AddressSpace>, mirror: Arc<DeviceMirror>, registration: Arc<Mirror>) -> Self {
+    /// It maps neighbours of what is asked for only if `prefetch`.
+    pub fn new(space: Arc<AddressSpace>, mirror: Arc<DeviceMirror>, registration: Arc<Mirror>, prefetch: bool) -> Self {
         Self {
+            prefetch,
             space,
             mirror,
             registration,
@@ -174,11 +180,13 @@ impl Service {
             for (index, fault) in faults.iter().enumerate().take(end).skip(at) {
                 if read_only && fault.access == Access::Write {
                     refused.push(fault.page);
-                    list.extend(spans(&faults[from..index], from, vma.range, false).into_iter().map(|s| (s, vma.clone())));
+                    list.extend(
+                        spans(&faults[from..index], from, vma.range, false).into_iter().map(|s| (s, vma.clone())),
+                    );
                     from = index + 1;
                 }
             }
-            let fill = !self.tight;
+            let fill = self.prefetch && !self.tight;
             list.extend(spans(&faults[from..end], from, vma.range, fill).into_iter().map(|s| (s, vma.clone())));
             at = end;
         }
@@ -202,7 +210,7 @@ impl Service {
         let registration = self.registration.clone();
         let refuse = |reason: String| ServiceError::Range { pages: span.pages, reason };
         let range = registration.range(span.pages).map_err(|error| refuse(error.to_string()))?;
-        let clock = self.clock.clone();
+        let clock = self.clock;
         let mut retry = CollisionRetry::new(Deadline::after(&clock, PATIENCE));
         let (space, mirror) = (self.space.clone(), self.mirror.clone());
         let home = space.home().clone();
