@@ -3,5 +3,6 @@
 pub mod heap;
 pub mod pages;
 pub mod space;
+pub(crate) mod state;
 pub mod views;
 pub mod vma;

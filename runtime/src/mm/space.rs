@@ -17,6 +17,7 @@
 
 use super::heap::{HeapError, PageSource};
 use super::pages::{DeviceNumber, PageInfo, PageRecords, PageState};
+use super::state::{self, Touch};
 use super::views::OwnedViews;
 use super::vma::{Permission, VmaAttributes, VmaMap};
 use crate::addr::{Access, PAGE_SIZE, PageIndex, PageRange, VirtAddr};
@@ -210,17 +211,10 @@ impl AddressSpace {
         permission: Option<Permission>,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let pages = &self.home.pages;
-        let has = |wanted: fn(PageState) -> bool| unit.iter().any(|page| wanted(pages.state(page)));
-        let writable =
+        let allowed =
             if permission == Some(Permission::ReadOnly) { Protection::ReadOnly } else { Protection::ReadWrite };
-        let on_device = has(|state| matches!(state, PageState::Device(_)));
-        let shared = has(|state| state == PageState::Shared);
-        let (event, becomes, protection) = match access {
-            _ if !on_device && !shared => (None, PageState::Cpu, writable),
-            Access::Write => (Some(Event::Migrate), PageState::Cpu, writable),
-            Access::Read if on_device => (Some(Event::ProtectionPage), PageState::Shared, Protection::ReadOnly),
-            Access::Read => (None, PageState::Shared, Protection::ReadOnly),
-        };
+        let states = unit.iter().map(|page| pages.state(page));
+        let Touch { event, becomes, protection } = state::touch(states, access, allowed);
         let bracket = event.map(|event| self.notifiers.invalidate(unit, event, None, Blocking::Yes)).transpose()?;
         for page in unit.iter() {
             if pages.state(page) != PageState::Cpu {

@@ -23,6 +23,7 @@ use crate::hmm::{
 };
 use crate::mm::pages::PageState;
 use crate::mm::space::AddressSpace;
+use crate::mm::state::{Fill, Lose, Quiet, commit, fill, quiet};
 use crate::mm::vma::{Permission, Vma};
 use crate::observe::Counters;
 use crate::track::TrackError;
@@ -299,26 +300,12 @@ impl Service {
         let pages = &self.space.home().pages;
         let own = PageState::Device(self.mirror.number());
         let tracker = self.space.tracker();
-        // What the app view must lose: nothing, stores, or everything.
-        #[derive(Clone, Copy, PartialEq, Eq)]
-        enum Lose {
-            Nothing,
-            Stores,
-            All,
-        }
         let mut elsewhere = false;
         let mut runs: Vec<(Lose, PageRange)> = Vec::new();
         for (index, page) in span.iter().enumerate() {
             let state = pages.state(page);
-            elsewhere |= matches!(state, PageState::Device(_)) && state != own;
-            let write = self.access[index] == Some(Access::Write);
-            elsewhere |= write && state == PageState::Shared;
-            let lose = match state {
-                PageState::Device(_) => Lose::Nothing,
-                _ if write => Lose::All,
-                PageState::Shared => Lose::Nothing,
-                PageState::Cpu => Lose::Stores,
-            };
+            let Quiet { lose, others } = quiet(state, own, self.access[index] == Some(Access::Write));
+            elsewhere |= others;
             match runs.last_mut() {
                 Some((last, run)) if *last == lose => run.end = page.plus(1),
                 _ => runs.push((lose, PageRange::single(page))),
@@ -355,16 +342,12 @@ impl Service {
             let write = self.access[self.actions.len()] == Some(Access::Write);
             let wanted = self.access[self.actions.len()].is_some();
             let entry = self.mirror.lock().table.load(page);
-            let mapped = entry & pte::VALID != 0;
             let owned = home.pages.state(page) == own;
-            let action = if mapped && (!write || entry & pte::WRITABLE != 0) {
-                Action::Nothing
-            } else if mapped && entry & pte::ZERO == 0 {
-                Action::Upgrade
-            } else if !write && !owned && !has_data {
-                Action::ZeroFrame
-            } else {
-                match self.take_frame(vma.range, span, page, wanted)? {
+            let action = match fill(entry, owned, write, has_data) {
+                Fill::Nothing => Action::Nothing,
+                Fill::Upgrade => Action::Upgrade,
+                Fill::ZeroFrame => Action::ZeroFrame,
+                Fill::Frame => match self.take_frame(vma.range, span, page, wanted)? {
                     Taken::Nothing => Action::Short,
                     Taken::Busy => Action::Busy,
                     Taken::Frame(frame) => {
@@ -374,7 +357,7 @@ impl Service {
                         list.push(page, host, address, 1);
                         if has_data { Action::Copy(frame) } else { Action::Zero(frame) }
                     }
-                }
+                },
             };
             self.actions.push(action);
         }
@@ -440,8 +423,9 @@ impl Service {
         for (index, page) in span.iter().enumerate() {
             let asked = self.access[index];
             let write = asked == Some(Access::Write);
+            let (becomes, writable) = commit(pages.state(page), own, write);
             let mut flags = pte::VALID;
-            if write || pages.state(page) == own {
+            if writable {
                 flags |= pte::WRITABLE;
             }
             if page.plus(1) == vma.range.end {
@@ -463,6 +447,8 @@ impl Service {
                     debug_assert!(entry & pte::VALID != 0);
                 }
                 Action::Copy(frame) | Action::Zero(frame) => {
+                    // It may have been mapped to the zero frame, and read there. No dispatch is in flight.
+                    self.mirror.collect(page, state.table.load(page));
                     state.table.store(page, state.frames.address(frame), flags);
                 }
                 Action::ZeroFrame => {
@@ -471,11 +457,7 @@ impl Service {
                     zero += 1;
                 }
             }
-            if write {
-                pages.set_state(page, own);
-            } else if pages.state(page) != own {
-                pages.set_state(page, PageState::Shared);
-            }
+            pages.set_state(page, becomes);
             if asked.is_some() {
                 pages.count_fault(page);
                 faulted += 1;

@@ -17,6 +17,7 @@ use crate::device::{Device, DeviceError, FramePool, PageCopy, PageTable, SharedM
 use crate::hmm::{Blocking, Event, InvalidateInfo, MirrorOps, OwnerId, WouldBlock};
 use crate::mm::pages::{DeviceNumber, PageState};
 use crate::mm::space::Home;
+use crate::mm::state::{LetGo, evicted, let_go};
 use crate::observe::Counters;
 use crate::rank::{Rank, RankedMutex, RankedMutexGuard};
 use std::sync::Arc;
@@ -231,7 +232,7 @@ impl DeviceMirror {
     }
 
     /// Carries accessed and dirty bits over to the page's record (I4).
-    fn collect(&self, page: PageIndex, entry: u64) {
+    pub(super) fn collect(&self, page: PageIndex, entry: u64) {
         self.home.pages.mark(page, entry & pte::ACCESSED != 0, entry & pte::DIRTY != 0);
     }
 
@@ -266,9 +267,8 @@ impl DeviceMirror {
             let _gate = self.gate.lock();
             let mut state = self.update.lock();
             self.take_away(&mut state, PageRange::single(page), true);
-            if self.home.pages.state(page) == PageState::Device(self.number) {
-                self.home.pages.set_state(page, PageState::Cpu);
-            }
+            let becomes = evicted(self.home.pages.state(page), PageState::Device(self.number));
+            self.home.pages.set_state(page, becomes);
         }
     }
 }
@@ -279,10 +279,10 @@ impl MirrorOps for DeviceMirror {
             Blocking::Yes => (self.gate.lock(), self.update.lock()),
             Blocking::No => (self.gate.try_lock().ok_or(WouldBlock)?, self.update.try_lock().ok_or(WouldBlock)?),
         };
-        match info.event {
-            Event::ProtectionVma | Event::ProtectionPage | Event::SoftDirty => self.downgrade(&mut state, info.pages),
-            Event::Migrate | Event::Exclusive => self.take_away(&mut state, info.pages, true),
-            Event::Unmap | Event::Clear | Event::Release => self.take_away(&mut state, info.pages, false),
+        match let_go(info.event) {
+            LetGo::Downgrade => self.downgrade(&mut state, info.pages),
+            LetGo::BringHome => self.take_away(&mut state, info.pages, true),
+            LetGo::Drop => self.take_away(&mut state, info.pages, false),
         }
         if info.event == Event::Unmap {
             state.frames.forget(info.pages);
