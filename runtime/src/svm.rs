@@ -8,9 +8,11 @@ use crate::hmm::Mirror;
 use crate::kernel::execute::{Executor, ExecutorOptions, Job};
 use crate::kernel::{Kernel, KernelError, KernelModule, Scope};
 use crate::mm::heap::Heap;
+use crate::mm::ops::{MapRequest, Mapping, OpError};
 use crate::mm::pages::PageInfo;
 use crate::mm::space::AddressSpace;
 use crate::mm::views::{DEFAULT_RESERVATION, OwnedViews, ViewsError};
+use crate::mm::vma::Permission;
 use crate::observe::{Counters, Stats};
 use crate::service::{DeviceMirror, LostPages};
 use crate::track::{self, TrackError, TrackerKind};
@@ -391,6 +393,28 @@ impl Svm {
     /// The shared heap. The handle is cheap to clone and is an allocator.
     pub fn heap(&self) -> Heap {
         self.inner.heap.clone()
+    }
+
+    /// Maps `bytes` (a multiple of 4096) of fresh pages, which read as zeros, for the program to own: whole pages whose
+    /// permissions can be changed and which can be cut, moved and discarded.
+    ///
+    /// # Errors
+    /// If `bytes` is zero or not whole pages, or the heap has no room.
+    pub fn map(&self, bytes: usize, permission: Permission) -> Result<Mapping, OpError> {
+        self.map_as(&MapRequest::new(bytes as u64, permission))
+    }
+
+    /// As [`map`](Self::map), with alignment, place, hints or name.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map).
+    pub fn map_as(&self, request: &MapRequest) -> Result<Mapping, OpError> {
+        Mapping::new(&self.inner.space, request)
+    }
+
+    /// The address space below the heap: VMAs, notifiers, page states.
+    pub fn address_space(&self) -> &Arc<AddressSpace> {
+        &self.inner.space
     }
 
     /// Loads a kernel from SPIR-V; `name` is for messages.
