@@ -250,7 +250,7 @@ fn random_sequences_agree_with_a_plain_model_page_by_page() {
     let trackers = trackers();
     for (number, &tracker) in trackers.iter().enumerate() {
         // Few frames, so that eviction takes part.
-        let svm = soft(tracker, |builder| builder.frames(24)).unwrap();
+        let svm = soft(tracker, |builder| builder.frames(12)).unwrap();
         let kernel = kernel(&svm);
         let heap = svm.heap();
         let mut world = World {
