@@ -1,8 +1,10 @@
-//! The CPU side: address space, page records, VMAs, heap.
+//! The CPU side: address space, page records, VMAs and what can be done with them, heap.
 
+pub mod copy;
 pub mod heap;
 pub mod ops;
 pub mod pages;
 pub mod space;
 pub mod views;
 pub mod vma;
+pub mod walk;

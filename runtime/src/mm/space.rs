@@ -209,6 +209,27 @@ impl AddressSpace {
         }
     }
 
+    /// Makes home the truth of `page` for `access`, and gives it memory, as a CPU touch would but without one. The caller holds
+    /// the address space's lock and has checked the permission.
+    pub(super) fn bring_home(&self, page: PageIndex, access: Access) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let page = PageRange::single(page);
+        let _page = self.home.pages.lock(page);
+        self.home.views.allocate(page)?;
+        // SAFETY: the alias is always readable, and the page has memory. Reading makes the kernel count it as data, which memory
+        // that was allocated ahead does not.
+        unsafe { self.home.views.alias_ptr(page.start).read_volatile() };
+        let state = self.home.pages.state(page.start);
+        let (event, becomes) = match (access, state) {
+            (_, PageState::Cpu) | (Access::Read, PageState::Shared) => return Ok(()),
+            (Access::Read, PageState::Device(_)) => (Event::ProtectionPage, PageState::Shared),
+            (Access::Write, _) => (Event::Migrate, PageState::Cpu),
+        };
+        let bracket = self.notifiers.invalidate(page, event, None, Blocking::Yes)?;
+        self.home.pages.set_state(page.start, becomes);
+        drop(bracket);
+        Ok(())
+    }
+
     /// An access that no VMA allows: the thread gets its SIGSEGV.
     fn refuse(&self, page: PageIndex) -> FaultOutcome {
         self.refused.lock().insert(page);
