@@ -63,6 +63,7 @@ pub struct Builder {
     queue_capacity: Option<u32>,
     validation: Option<bool>,
     copy_path: Option<CopyPath>,
+    prefetch: Option<bool>,
     count_translations: bool,
     trap_untranslated: bool,
     other: Option<OtherDevice>,
@@ -172,6 +173,14 @@ impl Builder {
         self
     }
 
+    /// Maps pages on the device before a kernel asks for them, where recent misses suggest it. Environment:
+    /// `VKSVM_PREFETCH=0` switches it off. Default: on.
+    #[must_use]
+    pub fn prefetch(mut self, on: bool) -> Self {
+        self.prefetch = Some(on);
+        self
+    }
+
     /// Has kernels count their translations ([`Stats::translations`]). Default: off; it costs an atomic each.
     #[must_use]
     pub fn count_translations(mut self, on: bool) -> Self {
@@ -193,16 +202,19 @@ impl Builder {
     /// Says what is missing and what to do about it.
     pub fn build(self) -> Result<Svm, OpenError> {
         let counters = Arc::new(Counters::default());
+        let mut vulkan = None;
         let device: Arc<dyn Device> = match self.other {
             Some(OtherDevice::Given(ref device)) => device.clone(),
             Some(OtherDevice::Soft(ref options)) => Arc::new(SoftDevice::new(options)?),
-            None => Arc::new(VulkanDevice::open(&VulkanOptions {
-                device: self.device.clone().or_else(|| variable("VKSVM_DEVICE")),
-                validation: self
-                    .validation
-                    .unwrap_or_else(|| variable("VKSVM_VALIDATION").is_some_and(|value| value != "0")),
-                copy_path: self.copy_path.map_or_else(copy_path_from_environment, Ok)?,
-            })?),
+            None => vulkan
+                .insert(Arc::new(VulkanDevice::open(&VulkanOptions {
+                    device: self.device.clone().or_else(|| variable("VKSVM_DEVICE")),
+                    validation: self
+                        .validation
+                        .unwrap_or_else(|| variable("VKSVM_VALIDATION").is_some_and(|value| value != "0")),
+                    copy_path: self.copy_path.map_or_else(copy_path_from_environment, Ok)?,
+                })?))
+                .clone(),
         };
         let SharedHeap { space, heap } = match self.shared {
             Some(ref shared) => shared.clone(),
@@ -219,8 +231,9 @@ impl Builder {
             queue_capacity: self.queue_capacity.unwrap_or(1 << 16),
             count_translations: self.count_translations,
             trap_untranslated: self.trap_untranslated,
+            prefetch: self.prefetch.unwrap_or_else(|| variable("VKSVM_PREFETCH").is_none_or(|value| value != "0")),
         };
-        Svm::assemble(device, space, heap, counters, frames, options)
+        Svm::assemble(device, vulkan, space, heap, counters, frames, options)
     }
 
     fn new_heap(&self, counters: &Arc<Counters>) -> Result<SharedHeap, OpenError> {
@@ -280,6 +293,7 @@ pub(crate) struct Inner {
     pub(crate) space: Arc<AddressSpace>,
     pub(crate) heap: Heap,
     device: Arc<dyn Device>,
+    vulkan: Option<Arc<VulkanDevice>>,
     mirror: Arc<DeviceMirror>,
     counters: Arc<Counters>,
     registration: Mutex<Option<Arc<Mirror>>>,
@@ -340,6 +354,7 @@ impl Svm {
 
     fn assemble(
         device: Arc<dyn Device>,
+        vulkan: Option<Arc<VulkanDevice>>,
         space: Arc<AddressSpace>,
         heap: Heap,
         counters: Arc<Counters>,
@@ -350,13 +365,8 @@ impl Svm {
             .new_device()
             .ok_or_else(|| OpenError::Start("256 devices have used this heap; open a new one".into()))?;
         let name = device.info().name.clone();
-        let mirror = Arc::new(DeviceMirror::new(
-            device.clone(),
-            space.home().clone(),
-            counters.clone(),
-            number,
-            frames,
-        )?);
+        let mirror =
+            Arc::new(DeviceMirror::new(device.clone(), space.home().clone(), counters.clone(), number, frames)?);
         let registration = Mirror::register(space.notifiers(), mirror.owner(), name, mirror.clone())
             .map_err(|error| OpenError::Start(error.to_string()))?;
         let registration = Arc::new(registration);
@@ -382,6 +392,7 @@ impl Svm {
                 space,
                 heap,
                 device,
+                vulkan,
                 mirror,
                 counters,
                 registration: Mutex::new(Some(registration)),
@@ -516,6 +527,16 @@ impl Svm {
     /// Pages whose newest contents were lost with the device; empty while all is well.
     pub fn lost(&self) -> LostPages {
         self.inner.mirror.lost()
+    }
+
+    /// The device itself, for plain Vulkan work beside the shared heap; `None` on other devices.
+    pub fn vulkan(&self) -> Option<&Arc<VulkanDevice>> {
+        self.inner.vulkan.as_ref()
+    }
+
+    /// Bytes of page table that the device holds for the heap, for reports on what mirroring costs.
+    pub fn table_bytes(&self) -> usize {
+        self.inner.mirror.table_bytes()
     }
 
     /// What the validation layers said so far; empty without them.

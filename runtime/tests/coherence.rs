@@ -89,7 +89,8 @@ struct Tracked {
 impl Tracked {
     fn new(heap: &Heap, random: &mut SmallRng) -> Self {
         // From a word to some pages; large ones are VMAs of their own.
-        let words = if random.random_bool(0.5) { random.random_range(1..3000) } else { random.random_range(9000..30_000) };
+        let words =
+            if random.random_bool(0.5) { random.random_range(1..3000) } else { random.random_range(9000..30_000) };
         if random.random_bool(0.5) {
             return Self { memory: heap.vec_zeroed(words).unwrap(), expected: vec![0; words] };
         }
@@ -194,7 +195,9 @@ fn watchdog(seconds: u64) -> impl Drop {
     }
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
     std::thread::spawn(move || {
-        if stopped.recv_timeout(std::time::Duration::from_secs(seconds)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+        if stopped.recv_timeout(std::time::Duration::from_secs(seconds))
+            == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+        {
             eprintln!("no end after {seconds} s: deadlock or livelock");
             std::process::abort();
         }
@@ -229,7 +232,8 @@ fn fuzz(tracker: TrackerKind, devices: usize, frames: u32, seed: u64) {
                 let (heap, kernels) = (&heap, &kernels);
                 scope.spawn(move || match number.checked_sub(CPU_THREADS) {
                     None => {
-                        let results: Vec<u32> = script.operations.iter().map(|&operation| operate_on_cpu(operation)).collect();
+                        let results: Vec<u32> =
+                            script.operations.iter().map(|&operation| operate_on_cpu(operation)).collect();
                         script.check(&format!("round {round}, CPU thread {number}"), &results);
                     }
                     Some(device) => {

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use vksvm::addr::{PageIndex, PageRange};
 use vksvm::device::soft::SoftContext;
 use vksvm::hmm::{
-    Blocking, Event, InvalidateInfo, Mirror, MirrorOps, OwnerId, PageEntry, PageError, Request, Want, WouldBlock, read_pages,
+    Blocking, Event, InvalidateInfo, Mirror, MirrorOps, OwnerId, PageEntry, PageError, Request, Want, WouldBlock,
+    read_pages,
 };
 use vksvm::mm::walk::HomeWalk;
 use vksvm::{Kernel, MapRequest, OpError, PageState, Permission, SnapshotError, Svm};
@@ -67,7 +68,10 @@ fn no_snapshot_sees_a_store_without_those_before_it_while_threads_write() {
                 for _ in 0..300 {
                     let copy = svm.snapshot_of(&raw const values[..]).unwrap();
                     let seen: Vec<u64> = (0..pages).map(|page| copy[page * 512]).collect();
-                    assert!(seen.windows(2).all(|two| two[0] >= two[1]), "a later store without an earlier one: {seen:?}");
+                    assert!(
+                        seen.windows(2).all(|two| two[0] >= two[1]),
+                        "a later store without an earlier one: {seen:?}"
+                    );
                     assert!(seen[0] - seen[pages - 1] <= 1, "{seen:?}");
                     moments.insert(seen[0]);
                     std::thread::sleep(std::time::Duration::from_micros(200));
@@ -151,7 +155,8 @@ fn the_address_space_is_snapshot_and_faulted_as_hmm_range_fault_does() {
         |builder| builder,
         |svm| {
             let space = svm.address_space();
-            let mirror = Mirror::register(space.notifiers(), OwnerId::unique(), "test", std::sync::Arc::new(Nothing)).unwrap();
+            let mirror =
+                Mirror::register(space.notifiers(), OwnerId::unique(), "test", std::sync::Arc::new(Nothing)).unwrap();
             // Written by the CPU, written by the device, read by the device, read-only, never touched, not mapped.
             let mut mapping = svm.map(5 * PAGE, Permission::ReadWrite).unwrap();
             mapping.as_mut_slice().unwrap()[..4 * PAGE].fill(1);
@@ -168,8 +173,14 @@ fn the_address_space_is_snapshot_and_faulted_as_hmm_range_fault_does() {
             range.snapshot(range.begin(), &walk, &mut entries).unwrap();
             let seen: Vec<_> = entries.iter().map(|entry| (entry.valid, entry.write, entry.error)).collect();
             let gone = Some(PageError::Unmapped);
-            let expected =
-                [(true, true, None), (false, false, None), (true, true, None), (true, false, None), (false, false, None), (false, false, gone)];
+            let expected = [
+                (true, true, None),
+                (false, false, None),
+                (true, true, None),
+                (true, false, None),
+                (false, false, None),
+                (false, false, gone),
+            ];
             assert_eq!(seen, expected);
 
             // Reading all that is mapped: the device's page comes home, the untouched one gets memory.
@@ -182,7 +193,11 @@ fn the_address_space_is_snapshot_and_faulted_as_hmm_range_fault_does() {
             }
             assert_eq!(attempts, 1, "bringing the device's page home invalidates the range, once");
             assert!(entries[..5].iter().all(|entry| entry.valid));
-            assert!(entries[1].accessed && entries[1].dirty && !entries[1].write, "the device may still read it: {:?}", entries[1]);
+            assert!(
+                entries[1].accessed && entries[1].dirty && !entries[1].write,
+                "the device may still read it: {:?}",
+                entries[1]
+            );
 
             // Writing: the device lets go; a read-only page cannot be had; one that is not mapped neither.
             let wants = [Want::Write, Want::Write, Want::Write];
@@ -198,7 +213,12 @@ fn the_address_space_is_snapshot_and_faulted_as_hmm_range_fault_does() {
 
             // An invalidation makes it stale.
             let seq = range.begin();
-            drop(space.notifiers().invalidate(PageRange::single(span.start), Event::SoftDirty, None, Blocking::Yes).unwrap());
+            drop(
+                space
+                    .notifiers()
+                    .invalidate(PageRange::single(span.start), Event::SoftDirty, None, Blocking::Yes)
+                    .unwrap(),
+            );
             assert!(range.snapshot(seq, &walk, &mut entries).unwrap_err().is_stale());
             drop(vmas);
             assert_eq!(mapping.as_slice()[PAGE], 2);
@@ -212,7 +232,8 @@ fn home_and_device_report_the_leaves_that_a_span_could_be_mapped_with() {
         |builder| builder,
         |svm| {
             let leaf = 2 << 20;
-            let mut mapping = svm.map_as(&MapRequest::new(2 * leaf as u64, Permission::ReadWrite).align(leaf as u64)).unwrap();
+            let mut mapping =
+                svm.map_as(&MapRequest::new(2 * leaf as u64, Permission::ReadWrite).align(leaf as u64)).unwrap();
             let span = pages_of(svm, mapping.start(), 1024);
             mapping.as_mut_slice().unwrap().fill(1);
             let orders = |svm: &Svm, span: PageRange| {

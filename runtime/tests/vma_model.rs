@@ -275,7 +275,10 @@ fn random_sequences_agree_with_a_plain_model_page_by_page() {
             world.pairs.clear();
         }
         let (took, stats) = (started.elapsed(), svm.stats());
-        println!("{tracker}: {mine} sequences in {took:.1?}, {} launches, {} evictions", stats.launches, stats.evictions);
+        println!(
+            "{tracker}: {mine} sequences in {took:.1?}, {} launches, {} evictions",
+            stats.launches, stats.evictions
+        );
         assert_eq!(svm.address_space().vmas().read().iter().filter(|vma| vma.kind().is_mapping()).count(), 0);
     }
 }

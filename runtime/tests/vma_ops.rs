@@ -66,7 +66,8 @@ fn a_fresh_mapping_is_zero_on_both_sides_and_takes_what_either_writes() {
     with_each_tracker(
         |builder| builder,
         |svm| {
-            let mut mapping = svm.map_as(&MapRequest::new(2 << 20, Permission::ReadWrite).align(2 << 20).name("grid")).unwrap();
+            let mut mapping =
+                svm.map_as(&MapRequest::new(2 << 20, Permission::ReadWrite).align(2 << 20).name("grid")).unwrap();
             assert!(mapping.start().0.is_multiple_of(2 << 20));
             assert!(mapping.as_slice().iter().all(|&byte| byte == 0));
             increment_all(svm, &mut mapping);
@@ -271,7 +272,10 @@ fn bad_spans_get_clear_errors_and_change_nothing() {
             assert!(matches!(mapping.move_to(Some(neighbour.start())), Err(OpError::Overlap { .. })));
             let inside = vksvm::addr::VirtAddr(start.0 + page);
             assert!(matches!(mapping.move_to(Some(inside)), Err(OpError::Overlap { .. })));
-            assert!(matches!(mapping.move_to(Some(vksvm::addr::VirtAddr(start.0 + 1))), Err(OpError::Unaligned { .. })));
+            assert!(matches!(
+                mapping.move_to(Some(vksvm::addr::VirtAddr(start.0 + 1))),
+                Err(OpError::Unaligned { .. })
+            ));
 
             let heap = svm.heap().vec_zeroed::<u8>(1 << 20).unwrap();
             let theirs = vksvm::mm::ops::Span { start: vksvm::addr::VirtAddr(heap.as_ptr() as u64), bytes: page };

@@ -91,10 +91,10 @@ pub use in_flight::Seq;
 pub use mirror::{Mirror, UnregisterError};
 pub use notifier::{Invalidation, Notifiers, Subscription};
 pub use range::Range;
+pub use retry::{Attempt, CollisionRetry, OutOfTime, Outcome, with_retry};
 pub use snapshot::{
     LEAF_ORDERS, PageEntry, PageError, PageFaultIn, PageWalk, RangeError, Request, Walked, Want, read as read_pages,
 };
-pub use retry::{Attempt, CollisionRetry, OutOfTime, Outcome, with_retry};
 
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod figures;

@@ -224,7 +224,9 @@ impl Range<'_> {
             return Ok(());
         }
         let pages = self.pages();
-        entries.iter_mut().for_each(|entry| *entry = PageEntry { error: Some(PageError::Stale), ..PageEntry::default() });
+        entries
+            .iter_mut()
+            .for_each(|entry| *entry = PageEntry { error: Some(PageError::Stale), ..PageEntry::default() });
         Err(RangeError { pages, page: pages.start, error: PageError::Stale })
     }
 }

@@ -99,6 +99,7 @@ pub(crate) struct ExecutorOptions {
     pub(crate) queue_capacity: u32,
     pub(crate) count_translations: bool,
     pub(crate) trap_untranslated: bool,
+    pub(crate) prefetch: bool,
 }
 
 /// Runs jobs on a thread of its own.
@@ -177,7 +178,7 @@ impl Executor {
         // SAFETY: the control block has this size and no dispatch uses it yet.
         unsafe { control.host().cast::<Control>().write(block) };
         Ok(Self {
-            service: Service::new(space.clone(), mirror.clone(), registration),
+            service: Service::new(space.clone(), mirror.clone(), registration, options.prefetch),
             space,
             heap,
             mirror,
@@ -328,7 +329,11 @@ impl Executor {
         let probed = self.dispatch(job, list, variant::PROBE, &gate)?;
         if !probed.replay.is_empty() {
             // All must be probed again: the real pass starts only when nothing of the list faults.
-            return Ok(Pass { replay: (0..list.len()).map(|slot| list.id(slot)).collect(), late: None, bounce_full: probed.bounce_full });
+            return Ok(Pass {
+                replay: (0..list.len()).map(|slot| list.id(slot)).collect(),
+                late: None,
+                bounce_full: probed.bounce_full,
+            });
         }
         self.dispatch(job, list, 0, &gate)
     }

@@ -4,6 +4,7 @@
 mod error;
 pub(crate) mod execute;
 mod launch;
+mod read;
 mod reflect;
 
 pub use error::{FaultReason, KernelFault, LaunchError};

@@ -19,8 +19,8 @@ use super::pages::PageState;
 use super::space::AddressSpace;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageIndex, PageRange, VirtAddr};
 use crate::hmm::{
-    Attempt, Blocking, CollisionRetry, Deadline, Event, HmmError, IntervalNotifier, InvalidateInfo, OutOfTime, RealClock,
-    WaitError, WouldBlock,
+    Attempt, Blocking, CollisionRetry, Deadline, Event, HmmError, IntervalNotifier, InvalidateInfo, OutOfTime,
+    RealClock, WaitError, WouldBlock,
 };
 use bytemuck::AnyBitPattern;
 use std::sync::Arc;
@@ -138,7 +138,9 @@ impl AddressSpace {
             let (start, end) = (from.max(first), (from + run.bytes()).min(first + bytes));
             // SAFETY: `start..end` are offsets from the range's first byte that lie in this run and in the span; the alias is
             // always readable, nobody writes the pages, and `to` is outside the heap.
-            unsafe { views.alias_ptr(range.start).add(start).copy_to_nonoverlapping(to.add(start - first), end - start) };
+            unsafe {
+                views.alias_ptr(range.start).add(start).copy_to_nonoverlapping(to.add(start - first), end - start)
+            };
         }
     }
 

@@ -69,11 +69,7 @@ impl FaultHandler for CpuFaults {
 
 impl AddressSpace {
     /// An address space over `views`, whose app view `tracker` watches. Starts the tracker.
-    pub fn new(
-        views: OwnedViews,
-        tracker: Arc<dyn Tracker>,
-        counters: Arc<Counters>,
-    ) -> Result<Arc<Self>, TrackError> {
+    pub fn new(views: OwnedViews, tracker: Arc<dyn Tracker>, counters: Arc<Counters>) -> Result<Arc<Self>, TrackError> {
         let pages = views.pages();
         let records = PageRecords::new(pages).map_err(|source| TrackError {
             operation: "reserving page records",
@@ -211,7 +207,11 @@ impl AddressSpace {
 
     /// Makes home the truth of `page` for `access`, and gives it memory, as a CPU touch would but without one. The caller holds
     /// the address space's lock and has checked the permission.
-    pub(super) fn bring_home(&self, page: PageIndex, access: Access) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    pub(super) fn bring_home(
+        &self,
+        page: PageIndex,
+        access: Access,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let page = PageRange::single(page);
         let _page = self.home.pages.lock(page);
         self.home.views.allocate(page)?;
@@ -278,7 +278,8 @@ impl AddressSpace {
     /// Takes `range`, whose contents no longer matter, away from devices and gives its memory back.
     fn drop_contents(&self, range: PageRange, event: Event) {
         let _pages = self.home.pages.lock(range);
-        let bracket = self.notifiers.is_subscribed().then(|| self.notifiers.invalidate(range, event, None, Blocking::Yes));
+        let bracket =
+            self.notifiers.is_subscribed().then(|| self.notifiers.invalidate(range, event, None, Blocking::Yes));
         if let Some(Err(error)) = &bracket {
             tracing::error!(?range, "a device keeps pages that are given back: {error}");
         }

@@ -107,7 +107,9 @@ pub enum ViewsError {
         source: std::io::Error,
     },
     /// There is no memory for the contents of pages.
-    #[error("no memory for {start}..{end}: {source}. Free host memory or raise the limit of the process's control group")]
+    #[error(
+        "no memory for {start}..{end}: {source}. Free host memory or raise the limit of the process's control group"
+    )]
     Memory {
         /// First address.
         start: VirtAddr,

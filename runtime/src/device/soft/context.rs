@@ -230,8 +230,8 @@ impl<'a> SoftContext<'a> {
 
     /// `vksvm_slow_`: everything but the plain hit.
     fn slow(&mut self, va: u64, bytes: u32, write: bool) -> DeviceAddress {
-        let flags = if write { fault_flags::WRITE } else { 0 }
-            | if self.poisoned { fault_flags::SPECULATIVE } else { 0 };
+        let flags =
+            if write { fault_flags::WRITE } else { 0 } | if self.poisoned { fault_flags::SPECULATIVE } else { 0 };
         let Some(table_entry) = self.entry(va) else {
             if !self.poisoned && self.poison() {
                 self.report(va, bytes, flags | fault_flags::OUTSIDE);

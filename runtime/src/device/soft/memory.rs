@@ -111,7 +111,10 @@ impl Slab for Memory {
 
 /// Where a device address is on the host.
 pub(super) fn host(address: DeviceAddress) -> *mut u8 {
-    debug_assert!(address.0 >= SKEW, "{address:?} is no address of this device: a heap address that was not translated?");
+    debug_assert!(
+        address.0 >= SKEW,
+        "{address:?} is no address of this device: a heap address that was not translated?"
+    );
     std::ptr::with_exposed_provenance_mut((address.0 - SKEW) as usize)
 }
 

@@ -11,7 +11,10 @@ mod copy;
 mod memory;
 mod pipeline;
 mod probe;
+mod raw;
 mod validation;
+
+pub use raw::{RawBuffer, RawCommand, RawKernel, RawMemory, RawStream};
 
 use super::{Device, DeviceError, DeviceInfo, Dispatch, PageCopy, SharedMemory, SharedUse, Slab};
 use crate::kernel::KernelModule;

@@ -90,7 +90,10 @@ impl Mapping {
         }
         let span = Span { start, bytes: (part.end - part.start) as u64 };
         if part.end > self.len() {
-            return Err(OpError::Unmapped { span, hole: Span { start: self.end(), bytes: (part.end - self.len()) as u64 } });
+            return Err(OpError::Unmapped {
+                span,
+                hole: Span { start: self.end(), bytes: (part.end - self.len()) as u64 },
+            });
         }
         Ok(span)
     }

@@ -66,7 +66,8 @@ impl AddressSpace {
             return Err(OpError::Unaligned { span });
         }
         let views = &self.home().views;
-        let outside = || OpError::OutsideHeap { span, heap: self.span_of(PageRange::of_len(PageIndex(0), views.pages())) };
+        let outside =
+            || OpError::OutsideHeap { span, heap: self.span_of(PageRange::of_len(PageIndex(0), views.pages())) };
         let start = views.page_of(span.start).ok_or_else(outside)?;
         let pages = u32::try_from(span.bytes >> PAGE_SHIFT).map_err(|_| outside())?;
         if pages > views.pages() - start.0 {
@@ -103,4 +104,3 @@ impl AddressSpace {
         Ok(())
     }
 }
-

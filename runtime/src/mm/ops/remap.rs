@@ -96,7 +96,9 @@ impl AddressSpace {
         for run in views.has_data(from) {
             // SAFETY: the alias is always readable and writable; the two ranges do not overlap, nobody else writes either: the
             // CPU's touches of `from` wait, and nobody knows `to`.
-            unsafe { views.alias_ptr(run.start).copy_to_nonoverlapping(views.alias_ptr(there(run.start)), run.bytes()) };
+            unsafe {
+                views.alias_ptr(run.start).copy_to_nonoverlapping(views.alias_ptr(there(run.start)), run.bytes())
+            };
         }
         Ok(())
     }
