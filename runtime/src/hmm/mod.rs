@@ -56,7 +56,7 @@
 //! | `snapshot.rs` | what stands in a mapping, page by page: snapshot and fault |
 //! | `retry.rs`, `clock.rs` | giving up on the fast path, and on time |
 //! | `in_flight.rs` | one range's count, sequence number and waiters |
-//! | `shard.rs`, `index.rs`, `entry.rs` | the registry: who overlaps what |
+//! | `shard.rs`, `index.rs`, `index/`, `entry.rs` | the registry: who overlaps what |
 //! | `callback.rs` | panics and unregistering inside callbacks |
 //!
 //! # Locks
