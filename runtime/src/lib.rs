@@ -28,5 +28,5 @@ pub use mm::ops::{MapRequest, Mapping, OpError};
 pub use mm::pages::{PageInfo, PageState};
 pub use mm::vma::Permission;
 pub use observe::Stats;
-pub use svm::{Builder, Info, OpenError, Svm};
+pub use svm::{Builder, FaultMode, Info, OpenError, Svm};
 pub use track::TrackerKind;

@@ -4,6 +4,7 @@
 mod error;
 pub(crate) mod execute;
 mod launch;
+mod live;
 mod read;
 mod reflect;
 

@@ -105,6 +105,8 @@ pub struct Service {
     pub(super) protected: HashSet<PageIndex>,
     /// Whether pages were evicted since the protection was last reset.
     pub(super) tight: bool,
+    /// Whether kernels run meanwhile.
+    pub(super) live: bool,
     /// Whether pages are mapped that nobody asked for.
     prefetch: bool,
     access: Vec<Option<Access>>,
@@ -125,6 +127,7 @@ impl Service {
             clock: RealClock::new(),
             protected: HashSet::new(),
             tight: false,
+            live: false,
             access: Vec::new(),
             actions: Vec::new(),
             copies: CopyList::default(),
@@ -137,6 +140,9 @@ impl Service {
         let start = Instant::now();
         let mut served = Served { duplicates: deduplicate(faults), ..Served::default() };
         Counters::add(&self.mirror.counters.duplicates, served.duplicates as u64);
+        if self.live {
+            self.protected.clear();
+        }
         self.upgrade_to_pending(faults);
         let mut list = Vec::new();
         self.split_by_vma(faults, &mut list, &mut served);
