@@ -1,16 +1,19 @@
 //! The runtime as a program sees it: open it, get its heap, load kernels, ask what it did.
 
-use crate::addr::{PAGE_SIZE, VirtAddr};
+use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use crate::device::soft::{SoftContext, SoftDevice, SoftOptions};
 use crate::device::vulkan::{CopyPath, VulkanDevice, VulkanOptions};
 use crate::device::{Device, DeviceError, LiveUnit, layout};
-use crate::hmm::Mirror;
+use crate::hmm::{Mirror, PageEntry, read_pages};
 use crate::kernel::execute::{Executor, ExecutorOptions, Job};
 use crate::kernel::{Kernel, KernelError, KernelModule, Scope};
+use crate::mm::copy::SnapshotError;
 use crate::mm::heap::Heap;
+use crate::mm::ops::{MapRequest, Mapping, OpError};
 use crate::mm::pages::PageInfo;
 use crate::mm::space::AddressSpace;
 use crate::mm::views::{DEFAULT_RESERVATION, OwnedViews, ViewsError};
+use crate::mm::vma::Permission;
 use crate::observe::{Counters, Stats};
 use crate::service::{DeviceMirror, LostPages};
 use crate::track::{self, TrackError, TrackerKind};
@@ -508,6 +511,48 @@ impl Svm {
     /// The shared heap. The handle is cheap to clone and is an allocator.
     pub fn heap(&self) -> Heap {
         self.inner.heap.clone()
+    }
+
+    /// Maps `bytes` (a multiple of 4096) of fresh pages, which read as zeros, for the program to own: whole pages whose
+    /// permissions can be changed and which can be cut, moved and discarded.
+    ///
+    /// # Errors
+    /// If `bytes` is zero or not whole pages, or the heap has no room.
+    pub fn map(&self, bytes: usize, permission: Permission) -> Result<Mapping, OpError> {
+        self.map_as(&MapRequest::new(bytes as u64, permission))
+    }
+
+    /// As [`map`](Self::map), with alignment, place, hints or name.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map).
+    pub fn map_as(&self, request: &MapRequest) -> Result<Mapping, OpError> {
+        Mapping::new(&self.inner.space, request)
+    }
+
+    /// A copy of `values` as they were at one moment during the call, whoever writes them meanwhile: CPU threads, or kernels in
+    /// flight. No store that came before another, on one thread, is missing if the other is there. What devices wrote comes
+    /// home first.
+    ///
+    /// Slices passed to launches are the other meaning of a pointer, the coherent view; see [`mm::copy`](crate::mm::copy).
+    /// A reference may be passed where a pointer is asked for; while others write, take a raw pointer, which is not followed.
+    /// Stores to those pages fault once afterwards.
+    ///
+    /// # Errors
+    /// If `values` do not lie in this heap, where something is mapped.
+    pub fn snapshot_of<T: bytemuck::AnyBitPattern>(&self, values: *const [T]) -> Result<Vec<T>, SnapshotError> {
+        self.inner.space.snapshot_of(values)
+    }
+
+    /// What the device has mapped of `pages`, one entry each, and in how large leaves; home's side of it is
+    /// [`HomeWalk`](crate::mm::walk::HomeWalk).
+    pub fn device_mappings(&self, pages: PageRange, entries: &mut Vec<PageEntry>) {
+        read_pages(self.inner.mirror.as_ref(), pages, entries);
+    }
+
+    /// The address space below the heap: VMAs, notifiers, page states.
+    pub fn address_space(&self) -> &Arc<AddressSpace> {
+        &self.inner.space
     }
 
     /// Loads a kernel from SPIR-V; `name` is for messages.

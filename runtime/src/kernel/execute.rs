@@ -557,7 +557,9 @@ impl Executor {
             access: if entry.flags & fault_flags::WRITE != 0 { Access::Write } else { Access::Read },
             bytes: entry.bytes,
             reason,
-            nearest: self.heap.nearest(address).map(|(allocation, _)| (allocation.start, allocation.len as u64)),
+            nearest: self.space.mapping_at(address).map(|part| (part.start, part.bytes)).or_else(|| {
+                self.heap.nearest(address).map(|(allocation, _)| (allocation.start, allocation.len as u64))
+            }),
         }
     }
 }

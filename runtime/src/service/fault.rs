@@ -228,12 +228,17 @@ impl Service {
             }
             let slow = (attempt == Attempt::Slow).then(|| space.vmas().write());
             let fast = slow.is_none().then(|| space.vmas().read());
-            let current = slow.as_deref().or(fast.as_deref()).and_then(|vmas| vmas.find(span.pages.start).cloned());
+            let vmas = slow.as_deref().or(fast.as_deref());
+            let current = vmas.and_then(|vmas| vmas.find(span.pages.start).cloned());
             // The VMA may have changed since the faults were sorted: then they are looked at afresh when they recur.
-            let Some(current) = current.filter(|now| now.id == vma.id && now.range.contains_range(span.pages)) else {
+            let same = |now: &Vma| {
+                now.id == vma.id && now.permission() == vma.permission() && now.range.contains_range(span.pages)
+            };
+            let Some(current) = current.filter(same) else {
                 self.clear_pending(span.pages);
                 return Ok(());
             };
+            let ends = !vmas.is_some_and(|vmas| vmas.continues(&current));
             let pages = home.pages.lock(span.pages);
             let seq = range.begin();
             drop(fast);
@@ -257,7 +262,7 @@ impl Service {
                 retry.collided();
                 continue;
             }
-            served.short += self.commit(&mut state, span.pages, &current);
+            served.short += self.commit(&mut state, span.pages, ends.then_some(current.range.end));
             drop(state);
             drop(bracket);
             drop(pages);
@@ -414,8 +419,8 @@ impl Service {
         Ok(())
     }
 
-    /// Step 5: writes entries and states. Returns how many pages found no frame.
-    fn commit(&mut self, state: &mut super::mirror::MirrorState, span: PageRange, vma: &Vma) -> usize {
+    /// Step 5: writes entries and states. No object may straddle `end`. Returns how many pages found no frame.
+    fn commit(&mut self, state: &mut super::mirror::MirrorState, span: PageRange, end: Option<PageIndex>) -> usize {
         let pages = &self.space.home().pages;
         let counters = &self.mirror.counters;
         let own = PageState::Device(self.mirror.number());
@@ -428,7 +433,7 @@ impl Service {
             if writable {
                 flags |= pte::WRITABLE;
             }
-            if page.plus(1) == vma.range.end {
+            if Some(page.plus(1)) == end {
                 flags |= pte::LAST;
             }
             match self.actions[index] {

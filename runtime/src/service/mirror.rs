@@ -11,10 +11,10 @@
 //!   also holds the page's lock; callbacks run for someone who holds it.
 
 use super::epochs::Epochs;
-use crate::addr::{DeviceAddress, PAGE_SIZE, PageIndex, PageRange};
+use crate::addr::{DeviceAddress, PAGE_SHIFT, PAGE_SIZE, PageIndex, PageRange};
 use crate::device::layout::{SINK_BYTES, pte};
 use crate::device::{Device, DeviceError, FramePool, PageCopy, PageTable, SharedMemory, SharedUse, frame_of};
-use crate::hmm::{Blocking, Event, InvalidateInfo, MirrorOps, OwnerId, WouldBlock};
+use crate::hmm::{Blocking, Event, InvalidateInfo, MirrorOps, OwnerId, PageEntry, PageWalk, Walked, WouldBlock};
 use crate::mm::pages::{DeviceNumber, PageState};
 use crate::mm::space::Home;
 use crate::mm::state::{LetGo, evicted, let_go};
@@ -295,6 +295,31 @@ impl MirrorOps for DeviceMirror {
         let mut state = self.update.lock();
         let all = PageRange::of_len(PageIndex(0), state.table.pages());
         self.take_away(&mut state, all, true);
+    }
+}
+
+/// What this device has mapped: frames instead of home pages, so that a leaf's order says how far they are contiguous.
+impl PageWalk for DeviceMirror {
+    fn extent(&self) -> PageRange {
+        PageRange::of_len(PageIndex(0), self.update.lock().table.pages())
+    }
+
+    fn walk(&self, pages: PageRange, each: &mut dyn FnMut(Walked)) {
+        let state = self.update.lock();
+        for page in pages.iter() {
+            let entry = state.table.load(page);
+            let flag = |flag| entry & flag != 0;
+            let what = PageEntry {
+                valid: flag(pte::VALID),
+                write: flag(pte::WRITABLE),
+                accessed: flag(pte::ACCESSED),
+                dirty: flag(pte::DIRTY),
+                ..PageEntry::default()
+            };
+            // The zero frame stands for many pages and is no part of a leaf.
+            let group = if flag(pte::ZERO) { u64::from(page.0) + 1 } else { 0 };
+            each(Walked { entry: what, place: frame_of(entry).0 >> PAGE_SHIFT, group });
+        }
     }
 }
 

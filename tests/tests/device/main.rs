@@ -3,6 +3,7 @@
 mod coherence;
 mod errors;
 mod faults;
+mod mappings;
 mod plain;
 mod pressure;
 mod trap;
