@@ -145,6 +145,8 @@ bool vksvm_poison_() {
     vksvm_write_want_ |= VKSVM_PTE_NEVER;
     uint bit = 1u << (vksvm_slot_ & 31u);
     VksvmWord_ word = VksvmWord_(VksvmControl_(vksvm_launch_.control).replay + 4ul * (vksvm_slot_ >> 5));
+    // Looked at first: a workgroup misses many times, and its bit is never taken away while it runs.
+    if ((word.value & bit) != 0u) return false;
     return (atomicOr(word.value, bit) & bit) == 0u;
 }
 
@@ -209,7 +211,10 @@ uint64_t vksvm_slow_(uint64_t va, uint bytes, bool write) {
         return packUint2x32(uvec2((entry.x & ~VKSVM_PTE_FLAGS) | (uint(va) & VKSVM_PTE_FLAGS), entry.y));
     }
     vksvm_poison_();
-    uint old = atomicOr(low.value, write ? VKSVM_PTE_PENDING_WRITE : VKSVM_PTE_PENDING_READ);
+    uint pending = write ? VKSVM_PTE_PENDING_WRITE : VKSVM_PTE_PENDING_READ;
+    // Somebody reported it: most of those who miss a page need not write to its entry.
+    if ((entry.x & pending) != 0u) return vksvm_sink_(va, write);
+    uint old = atomicOr(low.value, pending);
     if ((old & (VKSVM_PTE_PENDING_READ | VKSVM_PTE_PENDING_WRITE)) == 0u) {
         if (!vksvm_report_(va, bytes, flags))
             atomicAnd(low.value, ~(VKSVM_PTE_PENDING_READ | VKSVM_PTE_PENDING_WRITE));

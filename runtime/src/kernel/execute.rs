@@ -29,7 +29,7 @@ use crate::mm::vma::Permission;
 use crate::observe::{Counters, Stats};
 use crate::service::{DeviceMirror, PageFault, Service};
 use crossbeam_channel::{Receiver, Sender};
-use std::collections::HashSet;
+use hashbrown::HashSet;
 use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

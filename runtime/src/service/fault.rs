@@ -14,6 +14,7 @@
 //! side, which holds all of these off.
 
 use super::coalesce::{PageFault, Span, deduplicate, spans};
+use super::contents::Contents;
 use super::mirror::{CopyList, DeviceMirror};
 use crate::addr::{Access, FrameIndex, PageIndex, PageRange};
 use crate::device::DeviceError;
@@ -24,7 +25,7 @@ use crate::mm::space::AddressSpace;
 use crate::mm::vma::{Permission, Vma};
 use crate::observe::Counters;
 use crate::track::TrackError;
-use std::collections::HashSet;
+use hashbrown::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -84,6 +85,14 @@ enum Action {
     Short,
 }
 
+/// What the app view must lose before a device may use a page.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lose {
+    Nothing,
+    Stores,
+    All,
+}
+
 /// Fault service for one mirror. One thread uses it at a time; its buffers are kept between calls.
 pub struct Service {
     space: Arc<AddressSpace>,
@@ -100,6 +109,8 @@ pub struct Service {
     actions: Vec<Action>,
     copies: CopyList,
     zeros: CopyList,
+    contents: Contents,
+    runs: Vec<(Lose, PageRange)>,
 }
 
 impl Service {
@@ -118,6 +129,8 @@ impl Service {
             actions: Vec::new(),
             copies: CopyList::default(),
             zeros: CopyList::default(),
+            contents: Contents::default(),
+            runs: Vec::new(),
         }
     }
 
@@ -127,6 +140,7 @@ impl Service {
         let mut served = Served { duplicates: deduplicate(faults), ..Served::default() };
         Counters::add(&self.mirror.counters.duplicates, served.duplicates as u64);
         self.upgrade_to_pending(faults);
+        self.contents.forget();
         let mut list = Vec::new();
         self.split_by_vma(faults, &mut list, &mut served);
         let mut result = Ok(());
@@ -224,11 +238,7 @@ impl Service {
 
             let mut state = mirror.lock();
             if range.retry(seq) {
-                for action in &self.actions {
-                    if let Action::Copy(frame) | Action::Zero(frame) = action {
-                        state.frames.release(*frame);
-                    }
-                }
+                self.give_frames_back(&mut state);
                 drop(state);
                 drop(bracket);
                 drop(pages);
@@ -273,26 +283,20 @@ impl Service {
     /// Step 2: after this, neither the CPU nor another device changes the home pages. The bracket, if other devices had to let
     /// go, is to be kept until the entries are written.
     fn quiet_cpu_side<'r>(
-        &self,
+        &mut self,
         span: PageRange,
         range: &'r Range<'_>,
     ) -> Result<Option<Invalidation<'r>>, ServiceError> {
-        let pages = &self.space.home().pages;
-        let own = PageState::Device(self.mirror.number());
-        let tracker = self.space.tracker();
-        // What the app view must lose: nothing, stores, or everything.
-        #[derive(Clone, Copy, PartialEq, Eq)]
-        enum Lose {
-            Nothing,
-            Stores,
-            All,
-        }
+        let Self { space, mirror, access, runs, .. } = self;
+        let pages = &space.home().pages;
+        let own = PageState::Device(mirror.number());
+        let tracker = space.tracker();
         let mut elsewhere = false;
-        let mut runs: Vec<(Lose, PageRange)> = Vec::new();
+        runs.clear();
         for (index, page) in span.iter().enumerate() {
             let state = pages.state(page);
             elsewhere |= matches!(state, PageState::Device(_)) && state != own;
-            let write = self.access[index] == Some(Access::Write);
+            let write = access[index] == Some(Access::Write);
             elsewhere |= write && state == PageState::Shared;
             let lose = match state {
                 PageState::Device(_) => Lose::Nothing,
@@ -308,7 +312,7 @@ impl Service {
         if runs.iter().any(|(lose, _)| *lose != Lose::Nothing) {
             tracker.watch(span)?;
         }
-        for (lose, run) in runs {
+        for &(lose, run) in runs.iter() {
             match lose {
                 Lose::Nothing => {}
                 Lose::Stores => tracker.write_protect(run)?,
@@ -322,20 +326,21 @@ impl Service {
             .map_err(|error| ServiceError::Range { pages: span, reason: error.to_string() })
     }
 
-    /// Step 3: decides what each page needs and takes frames.
+    /// Step 3: decides what each page needs and takes frames, under one hold of the update lock unless pages must be evicted.
     fn plan(&mut self, span: PageRange, vma: &Vma) -> Result<(), ServiceError> {
         let home = self.space.home().clone();
-        let own = PageState::Device(self.mirror.number());
+        let mirror = self.mirror.clone();
+        let own = PageState::Device(mirror.number());
         self.actions.clear();
         self.copies.clear();
         self.zeros.clear();
-        let mut data = home.views.has_data(span).peekable();
+        self.contents.look(&home.views, span);
+        let mut state = mirror.lock();
         for page in span.iter() {
-            while data.next_if(|run| run.end <= page).is_some() {}
-            let has_data = data.peek().is_some_and(|run| run.contains(page));
-            let write = self.access[self.actions.len()] == Some(Access::Write);
-            let wanted = self.access[self.actions.len()].is_some();
-            let entry = self.mirror.lock().table.load(page);
+            let has_data = self.contents.has(page);
+            let access = self.access[self.actions.len()];
+            let write = access == Some(Access::Write);
+            let entry = state.table.load(page);
             let mapped = entry & pte::VALID != 0;
             let owned = home.pages.state(page) == own;
             let action = if mapped && (!write || entry & pte::WRITABLE != 0) {
@@ -345,14 +350,27 @@ impl Service {
             } else if !write && !owned && !has_data {
                 Action::ZeroFrame
             } else {
-                match self.take_frame(vma.range, page, wanted)? {
-                    None => Action::Short,
-                    Some(frame) => {
-                        let address = self.mirror.lock().frames.address(frame);
-                        let host = home.views.alias_ptr(page);
+                let mut placed = state.frames.place(mirror.device.as_ref(), vma.range, page);
+                if access.is_some() && matches!(placed, Ok(None)) {
+                    // Evicting takes page locks and the update lock for itself.
+                    drop(state);
+                    let evicted = self.evict(32);
+                    state = mirror.lock();
+                    if evicted > 0 {
+                        placed = state.frames.place(mirror.device.as_ref(), vma.range, page);
+                    }
+                }
+                match placed {
+                    Ok(None) => Action::Short,
+                    Ok(Some(frame)) => {
+                        let address = state.frames.address(frame);
                         let list = if has_data { &mut self.copies } else { &mut self.zeros };
-                        list.push(page, host, address, 1);
+                        list.push(page, home.views.alias_ptr(page), address, 1);
                         if has_data { Action::Copy(frame) } else { Action::Zero(frame) }
+                    }
+                    Err(error) => {
+                        self.give_frames_back(&mut state);
+                        return Err(error.into());
                     }
                 }
             };
@@ -361,26 +379,13 @@ impl Service {
         Ok(())
     }
 
-    /// A frame for `page`, evicting if need be and if the page is really wanted.
-    fn take_frame(
-        &mut self,
-        vma: PageRange,
-        page: PageIndex,
-        wanted: bool,
-    ) -> Result<Option<FrameIndex>, ServiceError> {
-        for _ in 0..2 {
-            let frame = {
-                let mut state = self.mirror.lock();
-                state.frames.place(self.mirror.device.as_ref(), vma, page)?
-            };
-            if frame.is_some() || !wanted {
-                return Ok(frame);
-            }
-            if self.evict(32) == 0 {
-                break;
+    /// Undoes what planning took.
+    fn give_frames_back(&self, state: &mut super::mirror::MirrorState) {
+        for action in &self.actions {
+            if let Action::Copy(frame) | Action::Zero(frame) = action {
+                state.frames.release(*frame);
             }
         }
-        Ok(None)
     }
 
     /// Step 4.
@@ -393,12 +398,7 @@ impl Service {
         let result = copied.and_then(|()| unsafe { self.mirror.device.fill_zero(&self.zeros.copies) });
         Counters::add_time(&self.mirror.counters.copy_nanos, start.elapsed());
         if let Err(error) = result {
-            let mut state = self.mirror.lock();
-            for action in &self.actions {
-                if let Action::Copy(frame) | Action::Zero(frame) = action {
-                    state.frames.release(*frame);
-                }
-            }
+            self.give_frames_back(&mut self.mirror.lock());
             return Err(error.into());
         }
         Ok(())
