@@ -268,23 +268,33 @@ void vksvm_copy_straddling_(uint64_t va, uint bytes, uint64_t first, uint64_t se
     }
 }
 
-uint64_t vksvm_straddle_(uint64_t va, uint bytes, bool write) {
-    uint want = write ? vksvm_write_want_ : VKSVM_READ_WANT_;
-    uint64_t second_va = (va | 0xFFFul) + 1ul;
-    uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
-    if (page < uint64_t(vksvm_launch_.pages) && !vksvm_poisoned_) {
-        uint entry = VksvmWord_(vksvm_launch_.table + 8ul * page).value;
-        if ((entry & VKSVM_PTE_LAST) != 0u) {
-            if (vksvm_poison_())
-                vksvm_report_(va, bytes, VKSVM_FAULT_OVERRUN | (write ? VKSVM_FAULT_WRITE : 0u));
-            return vksvm_sink_(va, write);
+// Translates an object that may straddle two pages.
+uint64_t vksvm_object_(uint64_t va, uint bytes, bool write) {
+    uint head = VKSVM_PAGE_SIZE - (uint(va) & 0xFFFu);
+    bool straddles = bytes > head;
+    if (straddles) {
+        uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
+        if (page < uint64_t(vksvm_launch_.pages) && !vksvm_poisoned_) {
+            uint entry = VksvmWord_(vksvm_launch_.table + 8ul * page).value;
+            if ((entry & VKSVM_PTE_LAST) != 0u) {
+                if (vksvm_poison_())
+                    vksvm_report_(va, bytes, VKSVM_FAULT_OVERRUN | (write ? VKSVM_FAULT_WRITE : 0u));
+                return vksvm_sink_(va, write);
+            }
         }
     }
-    uint64_t first = vksvm_translate_(va, bytes, want, write);
-    uint64_t second = vksvm_translate_(second_va, bytes - (VKSVM_PAGE_SIZE - (uint(va) & 0xFFFu)),
-                                       write ? vksvm_write_want_ : VKSVM_READ_WANT_, write);
+    // One call of the translation for both parts: compilers put every call's code in place.
+    uint64_t first = 0ul;
+    uint64_t second = 0ul;
+    for (bool again = false;; again = true) {
+        first = second;
+        second = vksvm_translate_(again ? va + head : va, again ? bytes - head : bytes,
+                                  write ? vksvm_write_want_ : VKSVM_READ_WANT_, write);
+        if (again || !straddles) break;
+    }
+    if (!straddles) return second;
     if (vksvm_poisoned_) return vksvm_sink_(va, write);
-    if (second == (first | 0xFFFul) + 1ul) return first;
+    if (second == first + head) return first;
     if (write && (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u) return vksvm_sink_(va, true);
     uint64_t copy = vksvm_bounce_(va, bytes);
     if (copy == 0ul) return vksvm_sink_(va, write);
@@ -292,24 +302,21 @@ uint64_t vksvm_straddle_(uint64_t va, uint bytes, bool write) {
     return copy;
 }
 
-bool vksvm_straddles_(uint64_t va, uint bytes) { return (uint(va) & 0xFFFu) + bytes > VKSVM_PAGE_SIZE; }
-
 // Device address for loading an object of `bytes` (at most a page) at any address.
 uint64_t vksvm_read(uint64_t va, uint bytes) {
-    if (vksvm_straddles_(va, bytes)) return vksvm_straddle_(va, bytes, false);
-    return vksvm_translate_(va, bytes, VKSVM_READ_WANT_, false);
+    return vksvm_object_(va, bytes, false);
 }
 
 // Device address under which an object of `bytes` (at most a page) may be changed; hand it to
 // vksvm_end_write() when done. Two invocations must not change the same object at the same time.
 uint64_t vksvm_begin_write(uint64_t va, uint bytes) {
-    if (vksvm_straddles_(va, bytes)) return vksvm_straddle_(va, bytes, true);
-    return vksvm_translate_(va, bytes, vksvm_write_want_, true);
+    return vksvm_object_(va, bytes, true);
 }
 
 // Makes what was stored through vksvm_begin_write() part of the object.
 void vksvm_end_write(uint64_t va, uint bytes, uint64_t address) {
-    if (!vksvm_straddles_(va, bytes)) return;
+    uint head = VKSVM_PAGE_SIZE - (uint(va) & 0xFFFu);
+    if (bytes <= head) return;
     VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
     if (address - control.bounce >= uint64_t(control.bounce_bytes)) return;
     uint64_t first = vksvm_translate_(va, bytes, vksvm_write_want_, true);

@@ -39,7 +39,7 @@ pub(crate) struct Raw {
 
 impl Raw {
     pub(crate) fn new(svm: &Svm) -> Result<Self> {
-        let device = svm.vulkan().clone();
+        let device = svm.vulkan().expect("benches run on a Vulkan device").clone();
         Ok(Self { stream: device.raw_stream()?, device })
     }
 
@@ -66,7 +66,9 @@ impl Raw {
         unsafe { host.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         let mut stream = self.device.raw_stream()?;
         // SAFETY: both buffers have this size and live until the wait below.
-        unsafe { stream.submit(&[RawCommand::Copy { from: (&staging, 0), to: (&buffer, 0), bytes: bytes.len() as u64 }]) }?;
+        unsafe {
+            stream.submit(&[RawCommand::Copy { from: (&staging, 0), to: (&buffer, 0), bytes: bytes.len() as u64 }])
+        }?;
         stream.wait()?;
         Ok(buffer)
     }

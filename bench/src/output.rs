@@ -200,7 +200,9 @@ mod tests {
     #[test]
     fn json_has_the_promised_keys() {
         let text = serde_json::to_string(&[row("a", None)]).unwrap();
-        for key in ["bench", "case", "metric", "unit", "value", "peer", "ratio", "limit_ratio", "runs", "device", "tracker"] {
+        for key in
+            ["bench", "case", "metric", "unit", "value", "peer", "ratio", "limit_ratio", "runs", "device", "tracker"]
+        {
             assert!(text.contains(&format!("\"{key}\"")), "{key} is missing: {text}");
         }
     }

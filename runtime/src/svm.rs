@@ -1,13 +1,14 @@
 //! The runtime as a program sees it: open it, get its heap, load kernels, ask what it did.
 
 use crate::addr::{PAGE_SIZE, VirtAddr};
+use crate::device::soft::{SoftContext, SoftDevice, SoftOptions};
 use crate::device::vulkan::{CopyPath, VulkanDevice, VulkanOptions};
 use crate::device::{Device, DeviceError, layout};
 use crate::hmm::Mirror;
 use crate::kernel::execute::{Executor, ExecutorOptions, Job};
 use crate::kernel::{Kernel, KernelError, KernelModule, Scope};
 use crate::mm::heap::Heap;
-use crate::mm::pages::{DeviceNumber, PageInfo};
+use crate::mm::pages::PageInfo;
 use crate::mm::space::AddressSpace;
 use crate::mm::views::{DEFAULT_RESERVATION, OwnedViews, ViewsError};
 use crate::observe::{Counters, Stats};
@@ -62,6 +63,37 @@ pub struct Builder {
     prefetch: Option<bool>,
     count_translations: bool,
     trap_untranslated: bool,
+    other: Option<OtherDevice>,
+    shared: Option<SharedHeap>,
+}
+
+/// A device that is not chosen among Vulkan's.
+#[derive(Clone)]
+enum OtherDevice {
+    Soft(SoftOptions),
+    Given(Arc<dyn Device>),
+}
+
+impl fmt::Debug for OtherDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Soft(options) => options.fmt(f),
+            Self::Given(device) => f.write_str(&device.info().name),
+        }
+    }
+}
+
+/// The heap of another runtime.
+#[derive(Clone)]
+struct SharedHeap {
+    space: Arc<AddressSpace>,
+    heap: Heap,
+}
+
+impl fmt::Debug for SharedHeap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.heap.fmt(f)
+    }
 }
 
 impl Builder {
@@ -69,6 +101,29 @@ impl Builder {
     #[must_use]
     pub fn device(mut self, device: impl Into<String>) -> Self {
         self.device = Some(device.into());
+        self
+    }
+
+    /// Runs Rust functions on the reference device instead of shaders on a Vulkan device; see [`Svm::soft_kernel`].
+    #[must_use]
+    pub fn soft_device(mut self, options: SoftOptions) -> Self {
+        self.other = Some(OtherDevice::Soft(options));
+        self
+    }
+
+    /// Uses this device, which may be anything that implements [`Device`]. It must not be in use by another runtime.
+    #[must_use]
+    pub fn with_device(mut self, device: Arc<dyn Device>) -> Self {
+        self.other = Some(OtherDevice::Given(device));
+        self
+    }
+
+    /// Shares the heap of a runtime that is open, so that several devices work on the same pointers. Each page is then
+    /// writable on one of them, or on the CPU, at a time, or readable on all. Options that concern heap and tracker
+    /// have no effect. The heap lives as long as any of the runtimes, or a handle to it.
+    #[must_use]
+    pub fn share_heap_with(mut self, svm: &Svm) -> Self {
+        self.shared = Some(SharedHeap { space: svm.inner.space.clone(), heap: svm.inner.heap.clone() });
         self
     }
 
@@ -144,21 +199,27 @@ impl Builder {
     /// Says what is missing and what to do about it.
     pub fn build(self) -> Result<Svm, OpenError> {
         let counters = Arc::new(Counters::default());
-        let device = Arc::new(VulkanDevice::open(&VulkanOptions {
-            device: self.device.clone().or_else(|| variable("VKSVM_DEVICE")),
-            validation: self.validation.unwrap_or_else(|| variable("VKSVM_VALIDATION").is_some_and(|value| value != "0")),
-            copy_path: self.copy_path.map_or_else(copy_path_from_environment, Ok)?,
-        })?);
-        let views = OwnedViews::reserve(self.heap_bytes.unwrap_or(DEFAULT_RESERVATION))?;
-        let kind = self.tracker.map_or_else(tracker_from_environment, |kind| Ok(Some(kind)))?;
-        // SAFETY: the address space owns the views and stops the tracker before it lets go of them; references into the app
-        // view are the heap's to give out, and their holders' accesses are resolved by the address space.
-        let tracker = unsafe { track::choose(kind, views.views(), &track::TrackerOptions::default()) }?;
-        let space = AddressSpace::new(views, tracker, counters.clone())?;
+        let mut vulkan = None;
+        let device: Arc<dyn Device> = match self.other {
+            Some(OtherDevice::Given(ref device)) => device.clone(),
+            Some(OtherDevice::Soft(ref options)) => Arc::new(SoftDevice::new(options)?),
+            None => vulkan
+                .insert(Arc::new(VulkanDevice::open(&VulkanOptions {
+                    device: self.device.clone().or_else(|| variable("VKSVM_DEVICE")),
+                    validation: self
+                        .validation
+                        .unwrap_or_else(|| variable("VKSVM_VALIDATION").is_some_and(|value| value != "0")),
+                    copy_path: self.copy_path.map_or_else(copy_path_from_environment, Ok)?,
+                })?))
+                .clone(),
+        };
+        let SharedHeap { space, heap } = match self.shared {
+            Some(ref shared) => shared.clone(),
+            None => self.new_heap(&counters)?,
+        };
         if device.info().is_cpu {
-            space.set_driver_threads(device.driver_threads());
+            space.add_driver_threads(&device.driver_threads());
         }
-        let heap = Heap::new(space.clone());
         let frames = match self.frames {
             Some(frames) => frames,
             None => frames_from_environment()?.unwrap_or_else(|| default_frames(device.as_ref())),
@@ -169,7 +230,17 @@ impl Builder {
             trap_untranslated: self.trap_untranslated,
             prefetch: self.prefetch.unwrap_or_else(|| variable("VKSVM_PREFETCH").is_none_or(|value| value != "0")),
         };
-        Svm::assemble(device, space, heap, counters, frames, options)
+        Svm::assemble(device, vulkan, space, heap, counters, frames, options)
+    }
+
+    fn new_heap(&self, counters: &Arc<Counters>) -> Result<SharedHeap, OpenError> {
+        let views = OwnedViews::reserve(self.heap_bytes.unwrap_or(DEFAULT_RESERVATION))?;
+        let kind = self.tracker.map_or_else(tracker_from_environment, |kind| Ok(Some(kind)))?;
+        // SAFETY: the address space owns the views and stops the tracker before it lets go of them; references into the app
+        // view are the heap's to give out, and their holders' accesses are resolved by the address space.
+        let tracker = unsafe { track::choose(kind, views.views(), &track::TrackerOptions::default()) }?;
+        let space = AddressSpace::new(views, tracker, counters.clone())?;
+        Ok(SharedHeap { heap: Heap::new(space.clone()), space })
     }
 }
 
@@ -218,7 +289,8 @@ fn default_frames(device: &dyn Device) -> u32 {
 pub(crate) struct Inner {
     pub(crate) space: Arc<AddressSpace>,
     pub(crate) heap: Heap,
-    device: Arc<VulkanDevice>,
+    device: Arc<dyn Device>,
+    vulkan: Option<Arc<VulkanDevice>>,
     mirror: Arc<DeviceMirror>,
     counters: Arc<Counters>,
     registration: Mutex<Option<Arc<Mirror>>>,
@@ -250,6 +322,7 @@ impl Drop for Inner {
         {
             tracing::error!("unregistering the mirror: {error}");
         }
+        self.space.remove_driver_threads(&self.device.driver_threads());
     }
 }
 
@@ -277,21 +350,21 @@ impl Svm {
     }
 
     fn assemble(
-        device: Arc<VulkanDevice>,
+        device: Arc<dyn Device>,
+        vulkan: Option<Arc<VulkanDevice>>,
         space: Arc<AddressSpace>,
         heap: Heap,
         counters: Arc<Counters>,
         frames: u32,
         options: ExecutorOptions,
     ) -> Result<Self, OpenError> {
-        let mirror = Arc::new(DeviceMirror::new(
-            device.clone(),
-            space.home().clone(),
-            counters.clone(),
-            DeviceNumber(0),
-            frames,
-        )?);
-        let registration = Mirror::register(space.notifiers(), mirror.owner(), "vulkan", mirror.clone())
+        let number = space
+            .new_device()
+            .ok_or_else(|| OpenError::Start("256 devices have used this heap; open a new one".into()))?;
+        let name = device.info().name.clone();
+        let mirror =
+            Arc::new(DeviceMirror::new(device.clone(), space.home().clone(), counters.clone(), number, frames)?);
+        let registration = Mirror::register(space.notifiers(), mirror.owner(), name, mirror.clone())
             .map_err(|error| OpenError::Start(error.to_string()))?;
         let registration = Arc::new(registration);
         let executor = Executor::new(
@@ -316,6 +389,7 @@ impl Svm {
                 space,
                 heap,
                 device,
+                vulkan,
                 mirror,
                 counters,
                 registration: Mutex::new(Some(registration)),
@@ -341,13 +415,38 @@ impl Svm {
     /// If the module cannot be read, was not compiled with `vksvm.glsl`, needs more than the device offers, or is refused by the
     /// driver.
     pub unsafe fn kernel(&self, name: &str, spirv: &[u8]) -> Result<Kernel, KernelError> {
-        let module = KernelModule::new(name, spirv)?;
+        self.ready(KernelModule::new(name, spirv)?)
+    }
+
+    /// A kernel that is a Rust function, for a runtime opened with [`Builder::soft_device`]. It is called once for every
+    /// invocation; `local_size` is the workgroup's size and `argument_bytes` that of the structure it reads its arguments from.
+    ///
+    /// # Safety
+    /// As for [`kernel`](Self::kernel): it writes only, through [`SoftContext`], to objects that its launches are given for writing
+    /// or that are reachable from these, and reads only likewise. It does not touch the heap in any other way.
+    ///
+    /// # Errors
+    /// If it needs more than the device offers, or the device runs shaders.
+    pub unsafe fn soft_kernel(
+        &self,
+        name: &str,
+        local_size: [u32; 3],
+        argument_bytes: usize,
+        function: impl Fn(&mut SoftContext<'_>) + Send + Sync + 'static,
+    ) -> Result<Kernel, KernelError> {
+        self.ready(KernelModule::soft(name, local_size, argument_bytes, Arc::new(function)))
+    }
+
+    /// Checks a module against the device's limits and has the device prepare it.
+    fn ready(&self, module: KernelModule) -> Result<Kernel, KernelError> {
+        let name = &module.name;
         let info = self.inner.device.info();
         let fits = module.local_size.iter().zip(info.workgroup_size).all(|(&size, limit)| size <= limit);
         let invocations = module.local_size.iter().map(|&size| u64::from(size)).product::<u64>();
-        if !fits || invocations > u64::from(info.workgroup_invocations) {
+        let empty = module.local_size.contains(&0);
+        if !fits || empty || invocations > u64::from(info.workgroup_invocations) {
             return Err(KernelError::WorkgroupTooLarge {
-                kernel: name.into(),
+                kernel: name.clone(),
                 size: module.local_size,
                 limit: info.workgroup_size,
                 invocations: info.workgroup_invocations,
@@ -356,7 +455,7 @@ impl Svm {
         let room = info.push_constant_bytes - layout::LAUNCH_BYTES;
         if module.argument_bytes > room {
             return Err(KernelError::TooManyArguments {
-                kernel: name.into(),
+                kernel: name.clone(),
                 bytes: module.argument_bytes,
                 limit: room,
             });
@@ -385,9 +484,9 @@ impl Svm {
         self.inner.mirror.lost()
     }
 
-    /// The device itself, for plain Vulkan work beside the shared heap.
-    pub fn vulkan(&self) -> &Arc<VulkanDevice> {
-        &self.inner.device
+    /// The device itself, for plain Vulkan work beside the shared heap; `None` on other devices.
+    pub fn vulkan(&self) -> Option<&Arc<VulkanDevice>> {
+        self.inner.vulkan.as_ref()
     }
 
     /// Bytes of page table that the device holds for the heap, for reports on what mirroring costs.

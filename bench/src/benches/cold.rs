@@ -59,7 +59,9 @@ pub(super) fn run(suite: &mut Suite) -> Result<()> {
     })?;
     let own = &samples[0];
     let row = suite.row(&case, "end to end", "s", own);
-    row.against("staging ring", own, &samples[1]).limited_by("memcpy", &samples[3], own).wanted(Wanted::RatioAtMost(1.25));
+    row.against("staging ring", own, &samples[1])
+        .limited_by("memcpy", &samples[3], own)
+        .wanted(Wanted::RatioAtMost(1.25));
     suite.row(&case, "end to end", "s", own).against("mapped buffers", own, &samples[2]);
     Ok(())
 }

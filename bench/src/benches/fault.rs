@@ -73,9 +73,8 @@ pub(super) fn run(suite: &mut Suite) -> Result<()> {
         suite.row(&case, "of it dispatches", "s", &part(|stats| stats.kernel_nanos).map(|ns| ns / 1e9)).at(n as f64);
         suite.row(&case, "of it service", "s", &part(|stats| stats.service_nanos).map(|ns| ns / 1e9)).at(n as f64);
         suite.row(&case, "of it copies", "s", &part(|stats| stats.copy_nanos).map(|ns| ns / 1e9)).at(n as f64);
-        let duplicates = Samples(
-            stats[1..].iter().map(|s| s.duplicates as f64 / s.device_faults.max(1) as f64 * 100.0).collect(),
-        );
+        let duplicates =
+            Samples(stats[1..].iter().map(|s| s.duplicates as f64 / s.device_faults.max(1) as f64 * 100.0).collect());
         let row = suite.row(&case, "duplicate entries", "%", &duplicates);
         if n == most {
             row.wanted(Wanted::ValueAtMost(1.0));

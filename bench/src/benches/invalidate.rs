@@ -7,9 +7,9 @@ use crate::harness::{Samples, Suite, Wanted, seconds};
 use crate::kernels::{STREAM_GROUP, WALK_GROUP, idempotent};
 use crate::spirv;
 use anyhow::{Result, ensure};
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
-use rand::SeedableRng;
 use std::sync::{Arc, OnceLock};
 use vksvm::addr::{Access, PageIndex, PageRange};
 use vksvm::mm::views::OwnedViews;
@@ -76,8 +76,7 @@ fn read_of_dirty(suite: &mut Suite, svm: &Svm) -> Result<()> {
         }
         seed += 1;
         kernel.launch([n.div_ceil(STREAM_GROUP), 1, 1]).write(&mut data[..]).value(n).value(seed).run()?;
-        let (time, right) =
-            seconds(|| order.iter().all(|&page| data[page * WORDS] == (page * WORDS) as u32 + seed));
+        let (time, right) = seconds(|| order.iter().all(|&page| data[page * WORDS] == (page * WORDS) as u32 + seed));
         ensure!(right, "the CPU read something else than the device wrote");
         Ok(time / FAULTS as f64)
     })?;

@@ -64,8 +64,7 @@ fn streams(suite: &mut Suite, svm: &Svm) -> Result<()> {
     let kernel = idempotent(svm, "grid", spirv!("grid"))?;
     let stride = n / 16;
     let groups = stride.div_ceil(STREAM_GROUP);
-    let push =
-        Push::default().address(&raw_x).address(&raw_y).address(&raw_z).add(2f32).add(n).add(stride).add(0u32);
+    let push = Push::default().address(&raw_x).address(&raw_y).address(&raw_z).add(2f32).add(n).add(stride).add(0u32);
     let raw_kernel = raw.kernel("raw_grid", spirv!("raw_grid"), push.bytes().len())?;
     let samples = suite.interleave("saxpy, grid stride", ROUNDS, 2, |which| {
         let (time, done) = seconds(|| -> Result<()> {

@@ -79,11 +79,14 @@ fn vmas(suite: &mut Suite) -> Result<()> {
         // As many pages in all cases, far apart from each other, in as many VMAs as the case says.
         let (pages, base, list) = if count < FAULTS {
             let each = FAULTS * 16 / count;
-            let blocks: Vec<_> = (0..count).map(|_| svm.heap().vec_zeroed::<u32>(each * 1024)).collect::<Result<_, _>>()?;
+            let blocks: Vec<_> =
+                (0..count).map(|_| svm.heap().vec_zeroed::<u32>(each * 1024)).collect::<Result<_, _>>()?;
             let base = blocks.iter().map(|block| block.as_ptr() as u64).min().unwrap_or(0);
             let all: Vec<u32> = blocks
                 .iter()
-                .flat_map(|block| (0..each).map(move |page| ((block.as_ptr() as u64 - base) / 4096) as u32 + page as u32))
+                .flat_map(|block| {
+                    (0..each).map(move |page| ((block.as_ptr() as u64 - base) / 4096) as u32 + page as u32)
+                })
                 .collect();
             let chosen = index::sample(&mut SmallRng::seed_from_u64(17), all.len(), FAULTS);
             let list = chosen.into_iter().map(|at| all[at]).collect::<Vec<_>>();

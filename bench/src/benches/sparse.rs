@@ -59,7 +59,8 @@ pub(super) fn run(suite: &mut Suite) -> Result<()> {
                 }
                 _ => {
                     let array = if which == 1 { &device } else { &visible };
-                    let push = Push::default().address(array).address(&raw_list).address(&raw_out).add(n as u32).add(0u32);
+                    let push =
+                        Push::default().address(array).address(&raw_list).address(&raw_out).add(n as u32).add(0u32);
                     let (time, done) = seconds(|| -> Result<()> {
                         if which == 1 {
                             let to = device.host().expect("device memory is mapped on a software device");

@@ -73,6 +73,8 @@ pub mod pte {
     pub const ZERO: u64 = define("VKSVM_PTE_ZERO") as u64;
     /// The page is the last of its VMA.
     pub const LAST: u64 = define("VKSVM_PTE_LAST") as u64;
+    /// Never set in an entry; see the layout file.
+    pub const NEVER: u64 = define("VKSVM_PTE_NEVER") as u64;
     /// All flag bits.
     pub const FLAGS: u64 = define("VKSVM_PTE_FLAGS") as u64;
 }

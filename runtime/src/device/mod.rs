@@ -7,6 +7,7 @@
 mod frames;
 pub mod layout;
 mod queue;
+pub mod soft;
 mod table;
 pub mod vulkan;
 
@@ -52,7 +53,7 @@ pub enum DeviceError {
     )]
     NoLoader(String),
     /// No device that can be used; says why for each.
-    #[error("no suitable Vulkan device{}. vksvm needs Vulkan 1.2 with bufferDeviceAddress, shaderInt64, scalarBlockLayout and timelineSemaphore", list(.0))]
+    #[error("no suitable Vulkan device{}vksvm needs Vulkan 1.2 with bufferDeviceAddress, shaderInt64, scalarBlockLayout and timelineSemaphore", list(.0))]
     NoDevice(Vec<String>),
     /// The driver is known, or was found, to compute wrong results.
     #[error(
@@ -97,9 +98,9 @@ pub enum DeviceError {
 
 fn list(reasons: &[String]) -> String {
     if reasons.is_empty() {
-        return " (none is present)".into();
+        return ": none is present; ".into();
     }
-    reasons.iter().map(|reason| format!("\n  {reason}")).collect::<String>() + "\n"
+    format!(":\n{}", reasons.iter().map(|reason| format!("  {reason}\n")).collect::<String>())
 }
 
 /// Memory that host and device both read and write, coherently. Freed on drop.
@@ -196,6 +197,11 @@ pub trait Device: Send + Sync {
 
     /// Lets go of what was kept for a kernel that will not run again.
     fn forget(&self, kernel: &KernelModule);
+
+    /// What validation layers said so far; empty without them.
+    fn validation_messages(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Kernel thread ids of the driver's own threads, for a device that computes on the CPU.
     fn driver_threads(&self) -> Vec<u32> {

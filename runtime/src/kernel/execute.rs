@@ -211,13 +211,13 @@ impl Executor {
     }
 
     fn launch(&mut self, job: &Job) -> Result<(), LaunchError> {
-        let driver_faults = self.counters.driver_cpu_faults.load(Ordering::Relaxed);
+        let driver_faults = self.space.driver_cpu_faults();
         if self.options.trap_untranslated {
             self.space.unmap_app_view().map_err(|error| self.failed(job, error.into()))?;
         }
         self.service.begin_launch();
         let result = self.run_slices(job);
-        if self.counters.driver_cpu_faults.load(Ordering::Relaxed) != driver_faults {
+        if self.space.driver_cpu_faults() != driver_faults {
             self.space.expel_trespassers();
             return Err(LaunchError::Untranslated { kernel: job.kernel.name.clone() });
         }
@@ -329,7 +329,11 @@ impl Executor {
         let probed = self.dispatch(job, list, variant::PROBE, &gate)?;
         if !probed.replay.is_empty() {
             // All must be probed again: the real pass starts only when nothing of the list faults.
-            return Ok(Pass { replay: (0..list.len()).map(|slot| list.id(slot)).collect(), late: None, bounce_full: probed.bounce_full });
+            return Ok(Pass {
+                replay: (0..list.len()).map(|slot| list.id(slot)).collect(),
+                late: None,
+                bounce_full: probed.bounce_full,
+            });
         }
         self.dispatch(job, list, 0, &gate)
     }
@@ -383,7 +387,16 @@ impl Executor {
         let groups = if count <= limit { [count, 1] } else { [limit, count.div_ceil(limit)] };
         let bits = bits | if self.options.count_translations { variant::COUNT } else { 0 };
         let dispatch = Dispatch { kernel: &job.kernel, variant: bits, push: &push, groups };
-        let time = self.mirror.device().run(&dispatch).map_err(|error| self.device_failed(job, error))?;
+        let time = match self.mirror.device().run(&dispatch) {
+            Ok(time) => time,
+            Err(error) => {
+                // What it reported before it failed is nobody's: the pages must be able to be reported again.
+                self.queue.drain(self.control.as_ref(), &mut self.entries);
+                let (views, entries) = (&self.space.home().views, self.entries.drain(..));
+                self.service.abandon(entries.filter_map(|entry| views.page_of(VirtAddr(entry.address))));
+                return Err(self.device_failed(job, error));
+            }
+        };
         Counters::add(&self.counters.dispatches, 1);
         Counters::add_time(&self.counters.kernel_nanos, time);
         let translations = self.control_word(offset_of!(Control, translations)).swap(0, Ordering::AcqRel);

@@ -1,8 +1,10 @@
-//! Kernels: SPIR-V modules that were compiled with `vksvm.glsl`, checked and described.
+//! Kernels: SPIR-V modules that were compiled with `vksvm.glsl`, checked and described; or Rust functions, for the
+//! reference device.
 
 mod error;
 pub(crate) mod execute;
 mod launch;
+mod read;
 mod reflect;
 
 pub use error::{FaultReason, KernelFault, LaunchError};
@@ -11,7 +13,34 @@ pub use launch::{Kernel, Launch, Pending, Scope};
 pub use reflect::KernelError;
 
 use crate::device::layout::LAUNCH_BYTES;
+use crate::device::soft::SoftFunction;
+use std::ffi::CString;
+use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+/// What a kernel is made of. A device runs one of the two and refuses the other.
+#[derive(Clone)]
+pub enum Code {
+    /// A shader, for Vulkan devices.
+    Spirv {
+        /// The SPIR-V module.
+        words: Vec<u32>,
+        /// The name of the entry point.
+        entry_point: CString,
+    },
+    /// A Rust function, called for every invocation by the [reference device](crate::device::soft).
+    Soft(Arc<SoftFunction>),
+}
+
+impl fmt::Debug for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Spirv { words, .. } => write!(f, "SPIR-V of {} words", words.len()),
+            Self::Soft(_) => f.write_str("Rust function"),
+        }
+    }
+}
 
 /// A kernel's code and what the runtime needs to know of it.
 #[derive(Debug)]
@@ -20,29 +49,34 @@ pub struct KernelModule {
     pub id: u32,
     /// The name it was given, for messages.
     pub name: String,
-    /// The SPIR-V module.
-    pub words: Vec<u32>,
+    /// What it is made of.
+    pub code: Code,
     /// Workgroup size, in invocations.
     pub local_size: [u32; 3],
     /// Bytes of arguments after the launch block.
     pub argument_bytes: usize,
-    /// The name of the entry point.
-    pub entry_point: std::ffi::CString,
 }
 
 impl KernelModule {
     /// Reads and checks a module.
     pub fn new(name: &str, spirv: &[u8]) -> Result<Self, KernelError> {
-        static NEXT: AtomicU32 = AtomicU32::new(1);
         let reflected = reflect::reflect(name, spirv)?;
-        Ok(Self {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
-            name: name.to_owned(),
-            words: reflected.words,
-            local_size: reflected.local_size,
-            argument_bytes: reflected.push_bytes - LAUNCH_BYTES,
-            entry_point: reflected.entry_point,
-        })
+        Ok(Self::with_code(
+            name,
+            Code::Spirv { words: reflected.words, entry_point: reflected.entry_point },
+            reflected.local_size,
+            reflected.push_bytes - LAUNCH_BYTES,
+        ))
+    }
+
+    /// A kernel that is a Rust function.
+    pub fn soft(name: &str, local_size: [u32; 3], argument_bytes: usize, function: Arc<SoftFunction>) -> Self {
+        Self::with_code(name, Code::Soft(function), local_size, argument_bytes)
+    }
+
+    fn with_code(name: &str, code: Code, local_size: [u32; 3], argument_bytes: usize) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), name: name.to_owned(), code, local_size, argument_bytes }
     }
 
     /// Invocations of a workgroup.

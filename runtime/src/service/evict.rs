@@ -10,9 +10,18 @@ use crate::device::layout::pte;
 use crate::mm::pages::PageState;
 use crate::observe::Counters;
 
+/// What came of an eviction.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Evicted {
+    /// Frames that came free.
+    pub(super) pages: usize,
+    /// Whether there were victims that somebody else was changing: later there may be frames.
+    pub(super) busy: bool,
+}
+
 impl Service {
-    /// Takes up to `count` frames from pages nobody waits for; returns how many.
-    pub(super) fn evict(&mut self, count: usize) -> usize {
+    /// Takes up to `count` frames from pages nobody waits for. Passes over `span`, whose page locks the caller holds.
+    pub(super) fn evict(&mut self, count: usize, span: PageRange) -> Evicted {
         if !self.tight {
             // From here on it matters what was used since when.
             self.tight = true;
@@ -22,16 +31,17 @@ impl Service {
             let mut state = mirror.lock();
             let state = &mut *state;
             let (table, protected) = (&state.table, &self.protected);
-            state.frames.victims(count, |page| table.load(page) & pte::ACCESSED == 0 && !protected.contains(&page))
+            state.frames.victims(count, |page| {
+                table.load(page) & pte::ACCESSED == 0 && !protected.contains(&page) && !span.contains(page)
+            })
         };
-        let mut evicted = 0;
-        for page in victims {
-            evicted += usize::from(self.evict_page(page));
-        }
-        Counters::add(&mirror.counters.evictions, evicted as u64);
-        evicted
+        let candidates = victims.len();
+        let pages = victims.into_iter().filter(|&page| self.evict_page(page)).count();
+        Counters::add(&mirror.counters.evictions, pages as u64);
+        Evicted { pages, busy: pages < candidates }
     }
 
+    /// False if somebody else is changing the page, or has taken its frame.
     fn evict_page(&self, page: PageIndex) -> bool {
         let mirror = &self.mirror;
         let pages = &mirror.home.pages;

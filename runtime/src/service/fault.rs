@@ -15,11 +15,13 @@
 
 use super::coalesce::{PageFault, Span, deduplicate, spans};
 use super::contents::Contents;
-use super::mirror::{CopyList, DeviceMirror};
+use super::mirror::{CopyList, DeviceMirror, MirrorState};
 use crate::addr::{Access, FrameIndex, PageIndex, PageRange};
 use crate::device::DeviceError;
 use crate::device::layout::pte;
-use crate::hmm::{Attempt, Blocking, CollisionRetry, Deadline, Event, Invalidation, Mirror, OutOfTime, Range, RealClock};
+use crate::hmm::{
+    Attempt, Blocking, CollisionRetry, Deadline, Event, Invalidation, Mirror, OutOfTime, Range, RealClock,
+};
 use crate::mm::pages::PageState;
 use crate::mm::space::AddressSpace;
 use crate::mm::vma::{Permission, Vma};
@@ -83,6 +85,15 @@ enum Action {
     ZeroFrame,
     /// No frame was left.
     Short,
+    /// No frame was left that was not being changed by somebody else at the moment: the page is left to the next round.
+    Busy,
+}
+
+/// What came of looking for a frame.
+enum Taken {
+    Frame(FrameIndex),
+    Nothing,
+    Busy,
 }
 
 /// What the app view must lose before a device may use a page.
@@ -182,7 +193,9 @@ impl Service {
             for (index, fault) in faults.iter().enumerate().take(end).skip(at) {
                 if read_only && fault.access == Access::Write {
                     refused.push(fault.page);
-                    list.extend(spans(&faults[from..index], from, vma.range, false).into_iter().map(|s| (s, vma.clone())));
+                    list.extend(
+                        spans(&faults[from..index], from, vma.range, false).into_iter().map(|s| (s, vma.clone())),
+                    );
                     from = index + 1;
                 }
             }
@@ -210,7 +223,7 @@ impl Service {
         let registration = self.registration.clone();
         let refuse = |reason: String| ServiceError::Range { pages: span.pages, reason };
         let range = registration.range(span.pages).map_err(|error| refuse(error.to_string()))?;
-        let clock = self.clock.clone();
+        let clock = self.clock;
         let mut retry = CollisionRetry::new(Deadline::after(&clock, PATIENCE));
         let (space, mirror) = (self.space.clone(), self.mirror.clone());
         let home = space.home().clone();
@@ -350,19 +363,20 @@ impl Service {
             } else if !write && !owned && !has_data {
                 Action::ZeroFrame
             } else {
-                let mut placed = state.frames.place(mirror.device.as_ref(), vma.range, page);
-                if access.is_some() && matches!(placed, Ok(None)) {
-                    // Evicting takes page locks and the update lock for itself.
+                let mut taken = match state.frames.place(mirror.device.as_ref(), vma.range, page) {
+                    Ok(frame) => Ok(frame.map_or(Taken::Nothing, Taken::Frame)),
+                    Err(error) => Err(error),
+                };
+                if access.is_some() && matches!(taken, Ok(Taken::Nothing)) {
+                    // Evicting takes the update lock page by page.
                     drop(state);
-                    let evicted = self.evict(32);
+                    taken = self.evict_for(vma.range, span, page);
                     state = mirror.lock();
-                    if evicted > 0 {
-                        placed = state.frames.place(mirror.device.as_ref(), vma.range, page);
-                    }
                 }
-                match placed {
-                    Ok(None) => Action::Short,
-                    Ok(Some(frame)) => {
+                match taken {
+                    Ok(Taken::Nothing) => Action::Short,
+                    Ok(Taken::Busy) => Action::Busy,
+                    Ok(Taken::Frame(frame)) => {
                         let address = state.frames.address(frame);
                         let list = if has_data { &mut self.copies } else { &mut self.zeros };
                         list.push(page, home.views.alias_ptr(page), address, 1);
@@ -380,12 +394,23 @@ impl Service {
     }
 
     /// Undoes what planning took.
-    fn give_frames_back(&self, state: &mut super::mirror::MirrorState) {
+    fn give_frames_back(&self, state: &mut MirrorState) {
         for action in &self.actions {
             if let Action::Copy(frame) | Action::Zero(frame) = action {
                 state.frames.release(*frame);
             }
         }
+    }
+
+    /// A frame for `page` of `span`, whose page locks are held, from pages nobody waits for.
+    fn evict_for(&mut self, vma: PageRange, span: PageRange, page: PageIndex) -> Result<Taken, DeviceError> {
+        let evicted = self.evict(32, span);
+        if evicted.pages > 0
+            && let Some(frame) = self.mirror.lock().frames.place(self.mirror.device.as_ref(), vma, page)?
+        {
+            return Ok(Taken::Frame(frame));
+        }
+        Ok(if evicted.busy { Taken::Busy } else { Taken::Nothing })
     }
 
     /// Step 4.
@@ -405,7 +430,7 @@ impl Service {
     }
 
     /// Step 5: writes entries and states. Returns how many pages found no frame.
-    fn commit(&mut self, state: &mut super::mirror::MirrorState, span: PageRange, vma: &Vma) -> usize {
+    fn commit(&mut self, state: &mut MirrorState, span: PageRange, vma: &Vma) -> usize {
         let pages = &self.space.home().pages;
         let counters = &self.mirror.counters;
         let own = PageState::Device(self.mirror.number());
@@ -421,9 +446,9 @@ impl Service {
                 flags |= pte::LAST;
             }
             match self.actions[index] {
-                Action::Short => {
+                Action::Short | Action::Busy => {
                     state.table.clear_flags(page, pte::PENDING);
-                    short += usize::from(asked.is_some());
+                    short += usize::from(asked.is_some() && self.actions[index] == Action::Short);
                     // The CPU side was quieted, but no translation exists: its next touch finds the old state.
                     continue;
                 }

@@ -238,9 +238,7 @@ impl MirrorOps for DeviceMirror {
     fn invalidate(&self, info: &InvalidateInfo) -> Result<(), WouldBlock> {
         let (_gate, mut state) = match info.blocking {
             Blocking::Yes => (self.gate.lock(), self.update.lock()),
-            Blocking::No => {
-                (self.gate.try_lock().ok_or(WouldBlock)?, self.update.try_lock().ok_or(WouldBlock)?)
-            }
+            Blocking::No => (self.gate.try_lock().ok_or(WouldBlock)?, self.update.try_lock().ok_or(WouldBlock)?),
         };
         match info.event {
             Event::ProtectionVma | Event::ProtectionPage | Event::SoftDirty => self.downgrade(&mut state, info.pages),

@@ -11,5 +11,5 @@ mod fault;
 mod mirror;
 
 pub use coalesce::{PageFault, Span};
-pub use fault::{Service, ServiceError, Served};
+pub use fault::{Served, Service, ServiceError};
 pub use mirror::{DeviceMirror, GateGuard, LostPages};

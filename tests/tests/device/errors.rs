@@ -26,12 +26,19 @@ fn badly_formed_launches_say_what_is_wrong() {
     let saxpy = unsafe { svm.kernel("saxpy", spirv!("saxpy")) }.unwrap();
     let error = saxpy.launch([0, 1, 1]).read(&x[..]).write(&mut y[..]).value(1.0f32).value(64u32).run().unwrap_err();
     assert!(matches!(error, LaunchError::EmptyGrid { .. }), "{error}");
-    let error =
-        saxpy.launch([1 << 20, 1 << 20, 2]).read(&x[..]).write(&mut y[..]).value(1.0f32).value(64u32).run().unwrap_err();
+    let error = saxpy
+        .launch([1 << 20, 1 << 20, 2])
+        .read(&x[..])
+        .write(&mut y[..])
+        .value(1.0f32)
+        .value(64u32)
+        .run()
+        .unwrap_err();
     assert!(matches!(error, LaunchError::GridTooLarge { .. }), "{error}");
     let error = saxpy.launch([1, 1, 1]).read(&x[..]).write(&mut y[..]).value(1.0f32).run().unwrap_err();
     assert!(matches!(error, LaunchError::Arguments { expected: 24, given: 20, .. }), "{error}");
-    let error = saxpy.launch([1, 1, 1]).read(&outside[..]).write(&mut y[..]).value(1.0f32).value(64u32).run().unwrap_err();
+    let error =
+        saxpy.launch([1, 1, 1]).read(&outside[..]).write(&mut y[..]).value(1.0f32).value(64u32).run().unwrap_err();
     assert!(matches!(error, LaunchError::NotInHeap { index: 0, .. }), "{error}");
     assert!(y.iter().all(|&value| value == 1.0), "a refused launch changed something");
 }
@@ -41,7 +48,7 @@ fn an_exhausted_heap_is_an_error_and_usable_again_after_freeing() {
     let svm = with(|builder| builder.heap_bytes(64 << 20));
     let heap = svm.heap();
     let big = heap.vec_with_capacity::<u8>(40 << 20).unwrap();
-    let error = heap.vec_with_capacity::<u8>(40 << 20).err().expect("the heap has 64 MiB");
+    let error = heap.vec_with_capacity::<u8>(40 << 20).expect_err("the heap has 64 MiB");
     assert!(matches!(error, HeapError::Exhausted { .. }), "{error}");
     drop(big);
     heap.vec_with_capacity::<u8>(40 << 20).unwrap();

@@ -88,6 +88,7 @@ fn freed_memory_cannot_be_read() {
     let refused = unsafe { peek.launch([1, 1, 1]).pointer(address) }.write(&mut out[..]).value([4u32, 0]).run();
     assert!(matches!(refused, Err(LaunchError::NotAllocated { index: 0, .. })), "{refused:?}");
     // Reached through memory, it is a fault.
+    // SAFETY: the kernel faults on the first node.
     let late = unsafe { svm.kernel("chase", spirv!("chase")) }.unwrap().idempotent();
     let error = late.launch([1, 1, 1]).read(&cell[..]).write(&mut out[..]).value(1u32).run().unwrap_err();
     let fault = fault(error);
@@ -109,13 +110,8 @@ fn an_object_past_its_mappings_end_is_refused() {
     let peek = unsafe { svm.kernel("peek", spirv!("peek")) }.unwrap();
     for target in [&data, &neighbour] {
         peek.launch([1, 1, 1]).read(&target[..]).write(&mut out[..]).value([16u32, 0]).run().unwrap();
-        let error = peek
-            .launch([1, 1, 1])
-            .read(&target[words - 2..])
-            .write(&mut out[..])
-            .value([16u32, 0])
-            .run()
-            .unwrap_err();
+        let error =
+            peek.launch([1, 1, 1]).read(&target[words - 2..]).write(&mut out[..]).value([16u32, 0]).run().unwrap_err();
         let fault = fault(error);
         assert!(matches!(fault.reason, FaultReason::PastEnd | FaultReason::Unmapped), "{fault}");
         assert_eq!(fault.bytes, if fault.reason == FaultReason::PastEnd { 16 } else { fault.bytes });

@@ -92,11 +92,6 @@ impl VulkanDevice {
             threads,
         })
     }
-
-    /// What the validation layers said so far; empty without them.
-    pub fn validation_messages(&self) -> Vec<String> {
-        self.context.messenger.as_ref().map(validation::Messenger::messages).unwrap_or_default()
-    }
 }
 
 impl Device for VulkanDevice {
@@ -163,6 +158,10 @@ impl Device for VulkanDevice {
 
     fn forget(&self, kernel: &KernelModule) {
         self.pipelines.forget(kernel.id);
+    }
+
+    fn validation_messages(&self) -> Vec<String> {
+        self.context.messenger.as_ref().map(validation::Messenger::messages).unwrap_or_default()
     }
 
     fn driver_threads(&self) -> Vec<u32> {

@@ -3,11 +3,11 @@
 //! For comparisons (the benchmarks' hand-written alternatives run on the very same `VkDevice`) and for programs that want a few
 //! buffers of their own beside the shared heap. Nothing here knows of page tables.
 
+use super::VulkanDevice;
 use super::commands::Recorder;
 use super::context::Context;
 use super::memory::Buffer;
 use super::pipeline::Pipeline;
-use super::VulkanDevice;
 use crate::addr::DeviceAddress;
 use crate::device::DeviceError;
 use ash::vk;

@@ -1,0 +1,119 @@
+//! Reading SPIR-V: bytes in, rspirv's module out, never a panic.
+//!
+//! rspirv trusts the word counts of instructions and a few operands, and its loader has no place for some
+//! instructions. So the stream's structure is checked before it is handed over, and what the loader has no place
+//! for is put where it belongs: `OpExecutionModeId` with the execution modes; non-semantic instructions, which
+//! mean nothing to a device, are left out.
+
+use rspirv::binary::{Consumer, ParseAction, Parser};
+use rspirv::dr::{Instruction, Loader, Module, ModuleHeader, Operand};
+use rspirv::spirv::{MAGIC_NUMBER, Op, Word};
+use std::collections::HashSet;
+
+/// Words before the first instruction.
+const HEADER_WORDS: usize = 5;
+/// The universal limit on ids of the SPIR-V specification, section 2.17.
+const MAX_BOUND: u32 = 0x3F_FFFF;
+
+/// The words of a module and what they say; or what is wrong with them.
+pub(super) fn read(spirv: &[u8]) -> Result<(Vec<u32>, Module), String> {
+    if !spirv.len().is_multiple_of(4) || spirv.len() < 4 * HEADER_WORDS {
+        return Err(format!("{} bytes is no whole number of words with a header", spirv.len()));
+    }
+    let words: Vec<u32> =
+        spirv.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect();
+    check_structure(&words)?;
+    let mut consumer = Reader { loader: Loader::new(), execution_mode_ids: Vec::new(), nonsemantic: HashSet::new() };
+    Parser::new(bytemuck::cast_slice(&words), &mut consumer).parse().map_err(|state| state.to_string())?;
+    let mut module = consumer.loader.module();
+    module.execution_modes.append(&mut consumer.execution_mode_ids);
+    check_ids(&module)?;
+    Ok((words, module))
+}
+
+/// Instructions fill the stream exactly, and none makes rspirv panic.
+fn check_structure(words: &[u32]) -> Result<(), String> {
+    if words[0] != MAGIC_NUMBER {
+        return Err("it does not start with SPIR-V's magic number".into());
+    }
+    if words[3] > MAX_BOUND {
+        return Err(format!("its bound of ids, {}, is over SPIR-V's limit", words[3]));
+    }
+    let mut at = HEADER_WORDS;
+    while at < words.len() {
+        let count = (words[at] >> 16) as usize;
+        if count == 0 || count > words.len() - at {
+            return Err(format!("the instruction at word {at} does not end within the module"));
+        }
+        let opcode = words[at] & 0xFFFF;
+        // rspirv cannot parse the literals of these inside a specialisation constant's operation.
+        let unparsable = [Op::Constant, Op::SpecConstant, Op::SpecConstantOp, Op::Switch];
+        if opcode == Op::SpecConstantOp as u32
+            && count > 3
+            && unparsable.iter().any(|&operation| operation as u32 == words[at + 3])
+        {
+            return Err(format!("the OpSpecConstantOp at word {at} has an operation that is not allowed there"));
+        }
+        at += count;
+    }
+    Ok(())
+}
+
+/// All ids lie below the bound and are defined once.
+fn check_ids(module: &Module) -> Result<(), String> {
+    let bound = module.header.as_ref().map_or(0, |header| header.bound);
+    let mut defined = vec![false; bound as usize];
+    for instruction in module.all_inst_iter() {
+        let operands = instruction.operands.iter().filter_map(Operand::id_ref_any);
+        let mut ids = operands.chain(instruction.result_type).chain(instruction.result_id);
+        if let Some(id) = ids.find(|&id| id == 0 || id >= bound) {
+            return Err(format!("Op{} names id {id}, and the bound of ids is {bound}", instruction.class.opname));
+        }
+        if let Some(id) = instruction.result_id
+            && std::mem::replace(&mut defined[id as usize], true)
+        {
+            return Err(format!("id {id} is defined twice"));
+        }
+    }
+    for instruction in module.all_inst_iter() {
+        let operands = instruction.operands.iter().filter_map(Operand::id_ref_any);
+        if let Some(id) = operands.chain(instruction.result_type).find(|&id| !defined[id as usize]) {
+            return Err(format!("Op{} names id {id}, which is not defined", instruction.class.opname));
+        }
+    }
+    Ok(())
+}
+
+/// Passes instructions on to rspirv's loader, but for those that it has no place for.
+struct Reader {
+    loader: Loader,
+    execution_mode_ids: Vec<Instruction>,
+    /// Imports of non-semantic instruction sets.
+    nonsemantic: HashSet<Word>,
+}
+
+impl Consumer for Reader {
+    fn initialize(&mut self) -> ParseAction {
+        self.loader.initialize()
+    }
+    fn finalize(&mut self) -> ParseAction {
+        self.loader.finalize()
+    }
+    fn consume_header(&mut self, header: ModuleHeader) -> ParseAction {
+        self.loader.consume_header(header)
+    }
+    fn consume_instruction(&mut self, instruction: Instruction) -> ParseAction {
+        match (instruction.class.opcode, instruction.operands.first()) {
+            (Op::ExecutionModeId, _) => {
+                self.execution_mode_ids.push(instruction);
+                ParseAction::Continue
+            }
+            (Op::ExtInstImport, Some(Operand::LiteralString(name))) if name.starts_with("NonSemantic.") => {
+                self.nonsemantic.extend(instruction.result_id);
+                ParseAction::Continue
+            }
+            (Op::ExtInst, Some(Operand::IdRef(set))) if self.nonsemantic.contains(set) => ParseAction::Continue,
+            _ => self.loader.consume_instruction(instruction),
+        }
+    }
+}
