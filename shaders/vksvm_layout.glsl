@@ -88,5 +88,7 @@
 #define VKSVM_VARIANT_IDEMPOTENT 2
 // Count translations.
 #define VKSVM_VARIANT_COUNT 4
+// Every VksvmArray among the arguments is contiguous and resident: `device` is filled in.
+#define VKSVM_VARIANT_ARRAYS 8
 
 #endif

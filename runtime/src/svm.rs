@@ -61,6 +61,7 @@ pub struct Builder {
     validation: Option<bool>,
     copy_path: Option<CopyPath>,
     prefetch: Option<bool>,
+    direct_arrays: Option<bool>,
     count_translations: bool,
     trap_untranslated: bool,
     other: Option<OtherDevice>,
@@ -178,6 +179,14 @@ impl Builder {
         self
     }
 
+    /// Passes array arguments by device address where their frames are contiguous and resident. Without, every access is translated
+    /// and checked, which finds kernels that leave their arrays. Environment: `VKSVM_ARRAYS=0` switches it off. Default: on.
+    #[must_use]
+    pub fn direct_arrays(mut self, on: bool) -> Self {
+        self.direct_arrays = Some(on);
+        self
+    }
+
     /// Has kernels count their translations ([`Stats::translations`]). Default: off; it costs an atomic each.
     #[must_use]
     pub fn count_translations(mut self, on: bool) -> Self {
@@ -229,6 +238,9 @@ impl Builder {
             count_translations: self.count_translations,
             trap_untranslated: self.trap_untranslated,
             prefetch: self.prefetch.unwrap_or_else(|| variable("VKSVM_PREFETCH").is_none_or(|value| value != "0")),
+            direct_arrays: self
+                .direct_arrays
+                .unwrap_or_else(|| variable("VKSVM_ARRAYS").is_none_or(|value| value != "0")),
         };
         Svm::assemble(device, vulkan, space, heap, counters, frames, options)
     }

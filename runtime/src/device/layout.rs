@@ -105,6 +105,8 @@ pub mod variant {
     pub const IDEMPOTENT: u32 = define("VKSVM_VARIANT_IDEMPOTENT");
     /// Translations are counted.
     pub const COUNT: u32 = define("VKSVM_VARIANT_COUNT");
+    /// Array arguments carry device addresses.
+    pub const ARRAYS: u32 = define("VKSVM_VARIANT_ARRAYS");
 }
 
 /// Launch flag: workgroup ids come from the work list.

@@ -18,6 +18,7 @@
 //! the dispatch is done.
 
 use super::KernelModule;
+use super::arrays::{self, ArrayArgument};
 use super::error::{FaultReason, KernelFault, LaunchError};
 use crate::addr::{Access, PageIndex, VirtAddr};
 use crate::device::layout::{Control, FaultEntry, LAUNCH_LISTED, LaunchBlock, fault_flags, variant};
@@ -53,6 +54,7 @@ pub(crate) struct Job {
     pub(crate) idempotent: bool,
     pub(crate) grid: [u32; 3],
     pub(crate) arguments: Vec<u8>,
+    pub(crate) arrays: Vec<ArrayArgument>,
     pub(crate) done: Sender<Result<LaunchReport, LaunchError>>,
 }
 
@@ -100,16 +102,17 @@ pub(crate) struct ExecutorOptions {
     pub(crate) count_translations: bool,
     pub(crate) trap_untranslated: bool,
     pub(crate) prefetch: bool,
+    pub(crate) direct_arrays: bool,
 }
 
 /// Runs jobs on a thread of its own.
 pub(crate) struct Executor {
     space: Arc<AddressSpace>,
     heap: Heap,
-    mirror: Arc<DeviceMirror>,
-    service: Service,
+    pub(super) mirror: Arc<DeviceMirror>,
+    pub(super) service: Service,
     counters: Arc<Counters>,
-    options: ExecutorOptions,
+    pub(super) options: ExecutorOptions,
     queue: FaultQueue,
     control: Box<dyn SharedMemory>,
     list: Box<dyn SharedMemory>,
@@ -119,7 +122,7 @@ pub(crate) struct Executor {
     _bounce: Box<dyn SharedMemory>,
     slice: u32,
     entries: Vec<FaultEntry>,
-    faults: Vec<PageFault>,
+    pub(super) faults: Vec<PageFault>,
     /// Pages that faulted since the attempt began: new ones are progress.
     seen: HashSet<PageIndex>,
 }
@@ -216,7 +219,7 @@ impl Executor {
             self.space.unmap_app_view().map_err(|error| self.failed(job, error.into()))?;
         }
         self.service.begin_launch();
-        let result = self.run_slices(job);
+        let result = self.bring_arrays(job).and_then(|()| self.run_slices(job));
         if self.space.driver_cpu_faults() != driver_faults {
             self.space.expel_trespassers();
             return Err(LaunchError::Untranslated { kernel: job.kernel.name.clone() });
@@ -235,11 +238,11 @@ impl Executor {
         Ok(())
     }
 
-    fn failed(&self, job: &Job, source: crate::service::ServiceError) -> LaunchError {
+    pub(super) fn failed(&self, job: &Job, source: crate::service::ServiceError) -> LaunchError {
         LaunchError::Service { kernel: job.kernel.name.clone(), source, lost: self.mirror.lost() }
     }
 
-    fn device_failed(&self, job: &Job, source: DeviceError) -> LaunchError {
+    pub(super) fn device_failed(&self, job: &Job, source: DeviceError) -> LaunchError {
         self.failed(job, source.into())
     }
 
@@ -385,7 +388,11 @@ impl Executor {
         push.extend_from_slice(&job.arguments);
         let limit = self.mirror.device().info().dispatch[0].min(1 << 15);
         let groups = if count <= limit { [count, 1] } else { [limit, count.div_ceil(limit)] };
-        let bits = bits | if self.options.count_translations { variant::COUNT } else { 0 };
+        let mut bits = bits | if self.options.count_translations { variant::COUNT } else { 0 };
+        let direct = self.options.direct_arrays && !job.arrays.is_empty();
+        if direct && arrays::resolve(&self.mirror, gate, &job.arrays, &mut push[size_of::<LaunchBlock>()..]) {
+            bits |= variant::ARRAYS;
+        }
         let dispatch = Dispatch { kernel: &job.kernel, variant: bits, push: &push, groups };
         let time = match self.mirror.device().run(&dispatch) {
             Ok(time) => time,
