@@ -14,6 +14,7 @@ pub mod hmm;
 pub mod kernel;
 pub mod mm;
 pub mod observe;
+pub mod policy;
 pub mod rank;
 pub mod service;
 mod svm;
@@ -25,5 +26,5 @@ pub use kernel::{Kernel, KernelError, Launch, LaunchError, LaunchReport, Pending
 pub use mm::heap::{Heap, HeapError, SvmBox, SvmMap, SvmVec};
 pub use mm::pages::{PageInfo, PageState};
 pub use observe::Stats;
-pub use svm::{Builder, Info, OpenError, Svm};
+pub use svm::{Builder, FaultMode, Info, OpenError, Svm};
 pub use track::TrackerKind;

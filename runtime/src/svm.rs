@@ -3,7 +3,7 @@
 use crate::addr::{PAGE_SIZE, VirtAddr};
 use crate::device::soft::{SoftContext, SoftDevice, SoftOptions};
 use crate::device::vulkan::{CopyPath, VulkanDevice, VulkanOptions};
-use crate::device::{Device, DeviceError, layout};
+use crate::device::{Device, DeviceError, LiveUnit, layout};
 use crate::hmm::Mirror;
 use crate::kernel::execute::{Executor, ExecutorOptions, Job};
 use crate::kernel::{Kernel, KernelError, KernelModule, Scope};
@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use std::fmt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// The runtime could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +63,9 @@ pub struct Builder {
     copy_path: Option<CopyPath>,
     prefetch: Option<bool>,
     direct_arrays: Option<bool>,
+    fault_mode: Option<FaultMode>,
+    poll_limit: Option<u32>,
+    time_limit: Option<Duration>,
     count_translations: bool,
     trap_untranslated: bool,
     other: Option<OtherDevice>,
@@ -202,12 +206,42 @@ impl Builder {
         self
     }
 
+    /// How device faults are serviced. Environment: `VKSVM_FAULT_MODE` (`live`, `replay` or `auto`). Default: `auto`.
+    #[must_use]
+    pub fn fault_mode(mut self, mode: FaultMode) -> Self {
+        self.fault_mode = Some(mode);
+        self
+    }
+
+    /// In live mode, how often an invocation looks for its page before it gives up and is replayed. Default: 2^26, seconds.
+    #[must_use]
+    pub fn poll_limit(mut self, polls: u32) -> Self {
+        self.poll_limit = Some(polls);
+        self
+    }
+
+    /// In live mode, how long a launch may take before it is cancelled: waiting invocations give up, those that call into
+    /// `vksvm.glsl` are poisoned, and the launch ends with an error. A kernel that loops without such calls, or does not look at
+    /// `vksvm_poisoned()`, cannot be stopped. Default: no limit.
+    #[must_use]
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.time_limit = Some(limit);
+        self
+    }
+
     /// Opens the runtime.
     ///
     /// # Errors
     /// Says what is missing and what to do about it.
     pub fn build(self) -> Result<Svm, OpenError> {
         let counters = Arc::new(Counters::default());
+        let mode = self.fault_mode.map_or_else(fault_mode_from_environment, Ok)?;
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let try_live = match mode {
+            FaultMode::Live => true,
+            FaultMode::Replay => false,
+            FaultMode::Auto => processors >= AUTO_LIVE_PROCESSORS,
+        };
         let mut vulkan = None;
         let device: Arc<dyn Device> = match self.other {
             Some(OtherDevice::Given(ref device)) => device.clone(),
@@ -219,6 +253,7 @@ impl Builder {
                         .validation
                         .unwrap_or_else(|| variable("VKSVM_VALIDATION").is_some_and(|value| value != "0")),
                     copy_path: self.copy_path.map_or_else(copy_path_from_environment, Ok)?,
+                    leave_processor: try_live,
                 })?))
                 .clone(),
         };
@@ -233,16 +268,20 @@ impl Builder {
             Some(frames) => frames,
             None => frames_from_environment()?.unwrap_or_else(|| default_frames(device.as_ref())),
         };
+        let (live, fault_mode) = choose_fault_mode(mode, device.as_ref(), processors)?;
         let options = ExecutorOptions {
             queue_capacity: self.queue_capacity.unwrap_or(1 << 16),
             count_translations: self.count_translations,
             trap_untranslated: self.trap_untranslated,
+            live,
+            poll_limit: self.poll_limit.unwrap_or(1 << 26),
+            time_limit: self.time_limit,
             prefetch: self.prefetch.unwrap_or_else(|| variable("VKSVM_PREFETCH").is_none_or(|value| value != "0")),
             direct_arrays: self
                 .direct_arrays
                 .unwrap_or_else(|| variable("VKSVM_ARRAYS").is_none_or(|value| value != "0")),
         };
-        Svm::assemble(device, vulkan, space, heap, counters, frames, options)
+        Svm::assemble(device, vulkan, space, heap, counters, frames, fault_mode, options)
     }
 
     fn new_heap(&self, counters: &Arc<Counters>) -> Result<SharedHeap, OpenError> {
@@ -268,6 +307,69 @@ fn tracker_from_environment() -> Result<Option<TrackerKind>, OpenError> {
             value: value.into(),
             reason: "expected userfaultfd, sigsegv or auto".into(),
         }),
+    }
+}
+
+/// Processors from which on `auto` takes live mode on a device that computes on the CPU: one is the service thread's alone.
+const AUTO_LIVE_PROCESSORS: usize = 4;
+
+/// How device faults are serviced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FaultMode {
+    /// Live where a start-up probe shows that it works and it is known to pay, replay elsewhere.
+    #[default]
+    Auto,
+    /// A missing page restarts its workgroup once it is there. Works on every device.
+    Replay,
+    /// A missing page is waited for inside the kernel.
+    Live,
+}
+
+fn fault_mode_from_environment() -> Result<FaultMode, OpenError> {
+    match variable("VKSVM_FAULT_MODE").as_deref() {
+        None | Some("auto") => Ok(FaultMode::Auto),
+        Some("replay") => Ok(FaultMode::Replay),
+        Some("live") => Ok(FaultMode::Live),
+        Some(value) => Err(OpenError::Option {
+            name: "VKSVM_FAULT_MODE",
+            value: value.into(),
+            reason: "expected live, replay or auto".into(),
+        }),
+    }
+}
+
+/// The units of live mode, or none for replay; and a line that says why.
+fn choose_fault_mode(
+    mode: FaultMode,
+    device: &dyn Device,
+    processors: usize,
+) -> Result<(Option<LiveUnit>, String), OpenError> {
+    let replay = |why: &str| Ok((None, format!("replay: {why}")));
+    match mode {
+        FaultMode::Replay => return replay("asked for"),
+        FaultMode::Auto if !device.info().is_cpu => {
+            return replay("live mode has not been measured on such devices; VKSVM_FAULT_MODE=live tries it");
+        }
+        FaultMode::Auto if processors < AUTO_LIVE_PROCESSORS => {
+            return replay("live mode would keep one of few processors for the service thread");
+        }
+        FaultMode::Auto | FaultMode::Live => {}
+    }
+    match (device.probe_live(), mode) {
+        (Ok(unit), _) => Ok((
+            Some(unit),
+            format!(
+                "live, by {}",
+                match unit {
+                    LiveUnit::Workgroup => "workgroup",
+                    LiveUnit::Invocation => "invocation",
+                }
+            ),
+        )),
+        (Err(why), FaultMode::Live) => {
+            Err(OpenError::Option { name: "VKSVM_FAULT_MODE", value: "live".into(), reason: why })
+        }
+        (Err(why), _) => replay(&why),
     }
 }
 
@@ -303,6 +405,7 @@ pub(crate) struct Inner {
     pub(crate) heap: Heap,
     device: Arc<dyn Device>,
     vulkan: Option<Arc<VulkanDevice>>,
+    fault_mode: String,
     mirror: Arc<DeviceMirror>,
     counters: Arc<Counters>,
     registration: Mutex<Option<Arc<Mirror>>>,
@@ -368,6 +471,7 @@ impl Svm {
         heap: Heap,
         counters: Arc<Counters>,
         frames: u32,
+        fault_mode: String,
         options: ExecutorOptions,
     ) -> Result<Self, OpenError> {
         let number = space
@@ -402,6 +506,7 @@ impl Svm {
                 heap,
                 device,
                 vulkan,
+                fault_mode,
                 mirror,
                 counters,
                 registration: Mutex::new(Some(registration)),
@@ -472,7 +577,7 @@ impl Svm {
                 limit: room,
             });
         }
-        self.inner.device.prepare(&module, layout::variant::IDEMPOTENT)?;
+        self.inner.device.prepare(&module, layout::variant::IDEMPOTENT | layout::variant::LINEAR)?;
         Ok(Kernel::new(self.inner.clone(), module))
     }
 
@@ -523,7 +628,7 @@ impl Svm {
             tracker_details: self.inner.space.tracker().describe(),
             heap_bytes: u64::from(self.inner.space.home().views.pages()) * PAGE_SIZE as u64,
             frames: self.inner.mirror.frames().limit,
-            fault_mode: "replay",
+            fault_mode: self.inner.fault_mode.clone(),
         }
     }
 }
@@ -548,7 +653,7 @@ pub struct Info {
     /// The most frames of device memory in use.
     pub frames: u32,
     /// How device faults are serviced.
-    pub fault_mode: &'static str,
+    pub fault_mode: String,
 }
 
 impl fmt::Display for Info {

@@ -149,6 +149,15 @@ pub struct Dispatch<'a> {
     pub groups: [u32; 2],
 }
 
+/// Which invocations move over together in live mode: whoever cannot run while another waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LiveUnit {
+    /// A workgroup: its subgroups run one after the other on one thread, their invocations in lockstep.
+    Workgroup,
+    /// Each invocation on its own: all of them are scheduled independently.
+    Invocation,
+}
+
 /// Access to shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SharedUse {
@@ -191,6 +200,24 @@ pub trait Device: Send + Sync {
     /// Runs a dispatch and waits for its end. Host writes to shared memory made before are visible to it, and
     /// its writes to shared memory are visible to the host after. Returns the time it took.
     fn run(&self, dispatch: &Dispatch<'_>) -> Result<Duration, DeviceError>;
+
+    /// Whether the device can take part in live mode, and in which units its invocations move over; otherwise why not. Found by
+    /// running bounded probes, so it may take milliseconds.
+    fn probe_live(&self) -> Result<LiveUnit, String> {
+        Err("the device cannot start a dispatch without waiting for it".into())
+    }
+
+    /// Starts a dispatch without waiting for its end; one at a time. Only on devices whose `probe_live` succeeds.
+    fn start(&self, dispatch: &Dispatch<'_>) -> Result<(), DeviceError> {
+        let _ = dispatch;
+        Err(DeviceError::Call { call: "start", reason: "not supported by this device".into() })
+    }
+
+    /// Waits up to `patience` for the dispatch that was started; true once it has ended.
+    fn ended(&self, patience: Duration) -> Result<bool, DeviceError> {
+        let _ = patience;
+        Ok(true)
+    }
 
     /// Makes the kernel's variant ready to run, so that a bad module fails early.
     fn prepare(&self, kernel: &KernelModule, variant: u32) -> Result<(), DeviceError>;

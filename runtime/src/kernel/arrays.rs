@@ -40,11 +40,16 @@ pub(super) fn resolve(mirror: &DeviceMirror, gate: &GateGuard<'_>, arrays: &[Arr
 }
 
 impl Executor {
+    /// Whether the job's arrays are passed by device address where they qualify.
+    pub(super) fn passes_arrays(&self, job: &Job) -> bool {
+        self.options.direct_arrays && !job.arrays.is_empty()
+    }
+
     /// Brings the launch's arrays to the device, if they leave room for others. What is not brought, or is taken back before the
     /// kernel runs, faults as everything else does.
     pub(super) fn bring_arrays(&mut self, job: &Job) -> Result<(), LaunchError> {
         let pages: u64 = job.arrays.iter().map(|array| u64::from(array.pages.len())).sum();
-        if pages == 0 || !self.options.direct_arrays || pages > u64::from(self.mirror.frames().limit) / 4 * 3 {
+        if !self.passes_arrays(job) || pages > u64::from(self.mirror.frames().limit) / 4 * 3 {
             return Ok(());
         }
         let mirror = self.mirror.clone();

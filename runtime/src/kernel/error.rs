@@ -178,6 +178,16 @@ pub enum LaunchError {
         /// Bytes set aside.
         bytes: u32,
     },
+    /// The launch took too long and was cancelled. What the kernel wrote so far stays written.
+    #[error(
+        "kernel `{kernel}` was cancelled after {limit:?}: its invocations waited, or ran, for too long; raise the time limit if it needs more"
+    )]
+    TimedOut {
+        /// The kernel's name.
+        kernel: String,
+        /// The time limit.
+        limit: std::time::Duration,
+    },
     /// The kernel followed a pointer without translating it: driver threads touched the heap.
     #[error(
         "kernel `{kernel}` dereferences heap addresses without translating them: the driver's threads touched the heap. Pass every pointer through vksvm_read, vksvm_write or vksvm_atomic"

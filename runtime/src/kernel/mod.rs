@@ -5,6 +5,7 @@ mod arrays;
 mod error;
 pub(crate) mod execute;
 mod launch;
+mod live;
 mod read;
 mod reflect;
 

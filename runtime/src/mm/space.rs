@@ -22,6 +22,7 @@ use super::vma::{Permission, VmaAttributes, VmaMap};
 use crate::addr::{Access, PAGE_SIZE, PageIndex, PageRange, VirtAddr};
 use crate::hmm::{Blocking, Event, Notifiers};
 use crate::observe::Counters;
+use crate::policy::Readahead;
 use crate::rank::{Rank, RankedRwLock};
 use crate::track::{CpuFault, FaultHandler, FaultOutcome, Protection, Tracker};
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
@@ -45,6 +46,8 @@ pub struct AddressSpace {
     notifiers: Arc<Notifiers>,
     vmas: RankedRwLock<VmaMap>,
     counters: Arc<Counters>,
+    /// How far CPU faults look ahead.
+    readahead: Readahead,
     /// Threads of devices' drivers, by kernel id.
     driver_threads: RwLock<Vec<u32>>,
     /// Numbers of devices that were handed out.
@@ -84,6 +87,7 @@ impl AddressSpace {
             notifiers: Notifiers::new(),
             vmas: RankedRwLock::new(Rank::Mm, VmaMap::new(pages)),
             counters,
+            readahead: Readahead::default(),
             driver_threads: RwLock::new(Vec::new()),
             devices: AtomicU32::new(0),
             cpu_faults: RwLock::new(()),
@@ -166,13 +170,23 @@ impl AddressSpace {
         }
         let _touching = self.cpu_faults.read();
         let vmas = self.vmas.read();
-        let permission = vmas.find(fault.page).map(|vma| vma.permission());
+        let vma = vmas.find(fault.page);
+        let permission = vma.map(|vma| vma.permission());
         if fault.access == Access::Write && permission == Some(Permission::ReadOnly) {
             return FaultOutcome::Refused;
         }
         let unit = self.tracker.unit(fault.page);
-        let _pages = self.home.pages.lock(unit);
-        match self.resolve(unit, fault.access, permission) {
+        let end = vma.map_or(unit.end, |vma| vma.range.end);
+        let ahead = self.readahead.window(fault.page, end.0.saturating_sub(fault.page.0));
+        let span = PageRange::new(unit.start, unit.end.max(PageIndex(fault.page.0.saturating_add(ahead))));
+        let _pages = self.home.pages.lock(span);
+        let span = self.alike(unit, span);
+        let resolved = match self.resolve(span, fault.access, permission) {
+            // What lies ahead may not be watched at all.
+            Err(_) if span != unit => self.resolve(unit, fault.access, permission),
+            resolved => resolved,
+        };
+        match resolved {
             Ok(()) => FaultOutcome::Resolved,
             Err(error) => {
                 tracing::error!(page = fault.page.0, access = %fault.access, "CPU fault not resolved: {error}");
@@ -200,6 +214,22 @@ impl AddressSpace {
                 tracing::error!("pages stay open after an untranslated access: {error}");
             }
         }
+    }
+
+    /// The part of `span` from its start that is in the state of its first page, at least `unit`: what can be resolved in one
+    /// go. Ends at a border of protection units, so that none is opened in part. The page locks are held.
+    fn alike(&self, unit: PageRange, span: PageRange) -> PageRange {
+        let pages = &self.home.pages;
+        let state = pages.state(unit.start);
+        let mut end = unit.end;
+        while end < span.end && pages.state(end) == state {
+            let next = self.tracker.unit(end);
+            if next.len() > 1 {
+                break;
+            }
+            end = end.plus(1);
+        }
+        PageRange::new(unit.start, end)
     }
 
     /// Makes `unit`, whose page locks are held, accessible to the CPU. See the table at the top.

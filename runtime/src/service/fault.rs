@@ -114,6 +114,8 @@ pub struct Service {
     pub(super) protected: HashSet<PageIndex>,
     /// Whether pages were evicted since the protection was last reset.
     pub(super) tight: bool,
+    /// Whether kernels run meanwhile.
+    pub(super) live: bool,
     /// Whether pages are mapped that nobody asked for.
     prefetch: bool,
     access: Vec<Option<Access>>,
@@ -136,6 +138,7 @@ impl Service {
             clock: RealClock::new(),
             protected: HashSet::new(),
             tight: false,
+            live: false,
             access: Vec::new(),
             actions: Vec::new(),
             copies: CopyList::default(),
@@ -150,6 +153,9 @@ impl Service {
         let start = Instant::now();
         let mut served = Served { duplicates: deduplicate(faults), ..Served::default() };
         Counters::add(&self.mirror.counters.duplicates, served.duplicates as u64);
+        if self.live {
+            self.protected.clear();
+        }
         self.upgrade_to_pending(faults);
         self.contents.forget();
         let mut list = Vec::new();

@@ -6,10 +6,12 @@
 
 mod coalesce;
 mod contents;
+mod epochs;
 mod evict;
 mod fault;
 mod mirror;
 
 pub use coalesce::{PageFault, Span};
+pub use epochs::Epochs;
 pub use fault::{Served, Service, ServiceError};
 pub use mirror::{DeviceMirror, GateGuard, LostPages};

@@ -305,7 +305,7 @@ impl<'a> SoftContext<'a> {
             kernel: control.kernel,
             workgroup: self.workgroup,
             invocation: self.local_index,
-            reserved: 0,
+            ready: 0,
         };
         let at = control.queue.plus(u64::from(index) * size_of::<FaultEntry>() as u64);
         // SAFETY: the queue has `queue_capacity` entries, and the index is this invocation's alone.
