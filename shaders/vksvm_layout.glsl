@@ -104,5 +104,9 @@
 #define VKSVM_VARIANT_LIVE 8
 // A unit is a workgroup, all of whose invocations run on one thread; otherwise an invocation.
 #define VKSVM_VARIANT_LOCKSTEP 16
+// Every VksvmArray among the arguments is contiguous and resident: `device` is filled in.
+#define VKSVM_VARIANT_ARRAYS 32
+// The grid is one workgroup high and deep.
+#define VKSVM_VARIANT_LINEAR 64
 
 #endif

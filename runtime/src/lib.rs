@@ -14,6 +14,7 @@ pub mod hmm;
 pub mod kernel;
 pub mod mm;
 pub mod observe;
+pub mod policy;
 pub mod rank;
 pub mod service;
 mod svm;

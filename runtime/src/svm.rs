@@ -65,6 +65,7 @@ pub struct Builder {
     validation: Option<bool>,
     copy_path: Option<CopyPath>,
     prefetch: Option<bool>,
+    direct_arrays: Option<bool>,
     fault_mode: Option<FaultMode>,
     poll_limit: Option<u32>,
     time_limit: Option<Duration>,
@@ -185,6 +186,14 @@ impl Builder {
         self
     }
 
+    /// Passes array arguments by device address where their frames are contiguous and resident. Without, every access is translated
+    /// and checked, which finds kernels that leave their arrays. Environment: `VKSVM_ARRAYS=0` switches it off. Default: on.
+    #[must_use]
+    pub fn direct_arrays(mut self, on: bool) -> Self {
+        self.direct_arrays = Some(on);
+        self
+    }
+
     /// Has kernels count their translations ([`Stats::translations`]). Default: off; it costs an atomic each.
     #[must_use]
     pub fn count_translations(mut self, on: bool) -> Self {
@@ -271,6 +280,9 @@ impl Builder {
             poll_limit: self.poll_limit.unwrap_or(1 << 26),
             time_limit: self.time_limit,
             prefetch: self.prefetch.unwrap_or_else(|| variable("VKSVM_PREFETCH").is_none_or(|value| value != "0")),
+            direct_arrays: self
+                .direct_arrays
+                .unwrap_or_else(|| variable("VKSVM_ARRAYS").is_none_or(|value| value != "0")),
         };
         Svm::assemble(device, vulkan, space, heap, counters, frames, fault_mode, options)
     }
@@ -611,7 +623,7 @@ impl Svm {
                 limit: room,
             });
         }
-        self.inner.device.prepare(&module, layout::variant::IDEMPOTENT)?;
+        self.inner.device.prepare(&module, layout::variant::IDEMPOTENT | layout::variant::LINEAR)?;
         Ok(Kernel::new(self.inner.clone(), module))
     }
 

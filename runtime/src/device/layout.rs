@@ -105,6 +105,10 @@ pub mod variant {
     pub const IDEMPOTENT: u32 = define("VKSVM_VARIANT_IDEMPOTENT");
     /// Translations are counted.
     pub const COUNT: u32 = define("VKSVM_VARIANT_COUNT");
+    /// The grid has one dimension.
+    pub const LINEAR: u32 = define("VKSVM_VARIANT_LINEAR");
+    /// Array arguments carry device addresses.
+    pub const ARRAYS: u32 = define("VKSVM_VARIANT_ARRAYS");
     /// Missing pages are waited for inside the kernel.
     pub const LIVE: u32 = define("VKSVM_VARIANT_LIVE");
     /// Workgroups move over as one.

@@ -23,6 +23,7 @@ use super::vma::{Permission, VmaAttributes, VmaMap};
 use crate::addr::{Access, PAGE_SIZE, PageIndex, PageRange, VirtAddr};
 use crate::hmm::{Blocking, Event, Notifiers};
 use crate::observe::Counters;
+use crate::policy::Readahead;
 use crate::rank::{Rank, RankedRwLock};
 use crate::track::{CpuFault, FaultHandler, FaultOutcome, Protection, TrackError, Tracker};
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
@@ -47,6 +48,8 @@ pub struct AddressSpace {
     notifiers: Arc<Notifiers>,
     vmas: RankedRwLock<VmaMap>,
     counters: Arc<Counters>,
+    /// How far CPU faults look ahead.
+    readahead: Readahead,
     /// Threads of devices' drivers, by kernel id.
     driver_threads: RwLock<Vec<u32>>,
     /// Numbers of devices that were handed out.
@@ -84,6 +87,7 @@ impl AddressSpace {
             notifiers: Notifiers::new(),
             vmas: RankedRwLock::new(Rank::Mm, VmaMap::new(pages)),
             counters,
+            readahead: Readahead::default(),
             driver_threads: RwLock::new(Vec::new()),
             devices: AtomicU32::new(0),
             cpu_faults: RwLock::new(()),
@@ -175,8 +179,17 @@ impl AddressSpace {
         // In a unit of several pages a permitted store opens them all, or it would fault for ever; loads open none too far.
         let read_only = fault.access == Access::Read
             && vmas.find_overlapping(unit).any(|vma| vma.permission() == Permission::ReadOnly);
-        let _pages = self.home.pages.lock(unit);
-        match self.resolve(unit, fault.access, if read_only { Protection::ReadOnly } else { Protection::ReadWrite }) {
+        let allowed = if read_only { Protection::ReadOnly } else { Protection::ReadWrite };
+        let ahead = self.readahead.window(fault.page, vma.range.end.0.saturating_sub(fault.page.0));
+        let span = PageRange::new(unit.start, unit.end.max(PageIndex(fault.page.0.saturating_add(ahead))));
+        let _pages = self.home.pages.lock(span);
+        let span = self.alike(unit, span);
+        let resolved = match self.resolve(span, fault.access, allowed) {
+            // What lies ahead may not be watched at all.
+            Err(_) if span != unit => self.resolve(unit, fault.access, allowed),
+            resolved => resolved,
+        };
+        match resolved {
             Ok(()) => FaultOutcome::Resolved,
             Err(error) => {
                 tracing::error!(page = fault.page.0, access = %fault.access, "CPU fault not resolved: {error}");
@@ -204,6 +217,22 @@ impl AddressSpace {
                 tracing::error!("pages stay open after an untranslated access: {error}");
             }
         }
+    }
+
+    /// The part of `span` from its start that is in the state of its first page, at least `unit`: what can be resolved in one
+    /// go. Ends at a border of protection units, so that none is opened in part. The page locks are held.
+    fn alike(&self, unit: PageRange, span: PageRange) -> PageRange {
+        let pages = &self.home.pages;
+        let state = pages.state(unit.start);
+        let mut end = unit.end;
+        while end < span.end && pages.state(end) == state {
+            let next = self.tracker.unit(end);
+            if next.len() > 1 {
+                break;
+            }
+            end = end.plus(1);
+        }
+        PageRange::new(unit.start, end)
     }
 
     /// Makes home the truth of `page` for `access`, and gives it memory, as a CPU touch would but without one. The caller holds

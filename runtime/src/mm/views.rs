@@ -297,6 +297,18 @@ impl OwnedViews {
         })
     }
 
+    /// The first page from `from` on that has memory, at most `end`. As [`has_data`](Self::has_data), in one system call
+    /// whose cost does not depend on how much data there is.
+    pub fn next_data(&self, from: PageIndex, end: PageIndex) -> PageIndex {
+        self.seek(SeekFrom::Data(file_offset(from)), from, end)
+    }
+
+    /// The first page from `from` on that has no memory, at most `end`. The kernel walks all pages up to there, also those behind
+    /// `end`: a few nanoseconds each.
+    pub fn next_hole(&self, from: PageIndex, end: PageIndex) -> PageIndex {
+        self.seek(SeekFrom::Hole(file_offset(from)), end, end)
+    }
+
     /// Where the memfd's next data or hole is, at most `end`; `unknown` if the kernel cannot tell.
     ///
     /// SEEK_DATA and SEEK_HOLE take their starting point as an argument and answer with the result, so the

@@ -14,7 +14,8 @@
 //! side, which holds all of these off.
 
 use super::coalesce::{PageFault, Span, deduplicate, spans};
-use super::mirror::{CopyList, DeviceMirror};
+use super::contents::Contents;
+use super::mirror::{CopyList, DeviceMirror, MirrorState};
 use crate::addr::{Access, FrameIndex, PageIndex, PageRange};
 use crate::device::DeviceError;
 use crate::device::layout::pte;
@@ -27,7 +28,7 @@ use crate::mm::state::{Fill, Lose, Quiet, commit, fill, quiet};
 use crate::mm::vma::{Permission, Vma};
 use crate::observe::Counters;
 use crate::track::TrackError;
-use std::collections::HashSet;
+use hashbrown::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -114,6 +115,8 @@ pub struct Service {
     actions: Vec<Action>,
     copies: CopyList,
     zeros: CopyList,
+    contents: Contents,
+    runs: Vec<(Lose, PageRange)>,
 }
 
 impl Service {
@@ -133,6 +136,8 @@ impl Service {
             actions: Vec::new(),
             copies: CopyList::default(),
             zeros: CopyList::default(),
+            contents: Contents::default(),
+            runs: Vec::new(),
         }
     }
 
@@ -145,6 +150,7 @@ impl Service {
             self.protected.clear();
         }
         self.upgrade_to_pending(faults);
+        self.contents.forget();
         let mut list = Vec::new();
         self.split_by_vma(faults, &mut list, &mut served);
         let mut result = Ok(());
@@ -249,11 +255,7 @@ impl Service {
 
             let mut state = mirror.lock();
             if range.retry(seq) {
-                for action in &self.actions {
-                    if let Action::Copy(frame) | Action::Zero(frame) = action {
-                        state.frames.release(*frame);
-                    }
-                }
+                self.give_frames_back(&mut state);
                 drop(state);
                 drop(bracket);
                 drop(pages);
@@ -298,18 +300,19 @@ impl Service {
     /// Step 2: after this, neither the CPU nor another device changes the home pages. The bracket, if other devices had to let
     /// go, is to be kept until the entries are written.
     fn quiet_cpu_side<'r>(
-        &self,
+        &mut self,
         span: PageRange,
         range: &'r Range<'_>,
     ) -> Result<Option<Invalidation<'r>>, ServiceError> {
-        let pages = &self.space.home().pages;
-        let own = PageState::Device(self.mirror.number());
-        let tracker = self.space.tracker();
+        let Self { space, mirror, access, runs, .. } = self;
+        let pages = &space.home().pages;
+        let own = PageState::Device(mirror.number());
+        let tracker = space.tracker();
         let mut elsewhere = false;
-        let mut runs: Vec<(Lose, PageRange)> = Vec::new();
+        runs.clear();
         for (index, page) in span.iter().enumerate() {
             let state = pages.state(page);
-            let Quiet { lose, others } = quiet(state, own, self.access[index] == Some(Access::Write));
+            let Quiet { lose, others } = quiet(state, own, access[index] == Some(Access::Write));
             elsewhere |= others;
             match runs.last_mut() {
                 Some((last, run)) if *last == lose => run.end = page.plus(1),
@@ -319,7 +322,7 @@ impl Service {
         if runs.iter().any(|(lose, _)| *lose != Lose::Nothing) {
             tracker.watch(span)?;
         }
-        for (lose, run) in runs {
+        for &(lose, run) in runs.iter() {
             match lose {
                 Lose::Nothing => {}
                 Lose::Stores => tracker.write_protect(run)?,
@@ -333,69 +336,76 @@ impl Service {
             .map_err(|error| ServiceError::Range { pages: span, reason: error.to_string() })
     }
 
-    /// Step 3: decides what each page needs and takes frames.
+    /// Step 3: decides what each page needs and takes frames, under one hold of the update lock unless pages must be evicted.
     fn plan(&mut self, span: PageRange, vma: &Vma) -> Result<(), ServiceError> {
         let home = self.space.home().clone();
-        let own = PageState::Device(self.mirror.number());
+        let mirror = self.mirror.clone();
+        let own = PageState::Device(mirror.number());
         self.actions.clear();
         self.copies.clear();
         self.zeros.clear();
-        let mut data = home.views.has_data(span).peekable();
+        self.contents.look(&home.views, span);
+        let mut state = mirror.lock();
         for page in span.iter() {
-            while data.next_if(|run| run.end <= page).is_some() {}
-            let has_data = data.peek().is_some_and(|run| run.contains(page));
-            let write = self.access[self.actions.len()] == Some(Access::Write);
-            let wanted = self.access[self.actions.len()].is_some();
-            let entry = self.mirror.lock().table.load(page);
+            let has_data = self.contents.has(page);
+            let access = self.access[self.actions.len()];
+            let write = access == Some(Access::Write);
+            let entry = state.table.load(page);
             let owned = home.pages.state(page) == own;
             let action = match fill(entry, owned, write, has_data) {
                 Fill::Nothing => Action::Nothing,
                 Fill::Upgrade => Action::Upgrade,
                 Fill::ZeroFrame => Action::ZeroFrame,
-                Fill::Frame => match self.take_frame(vma.range, span, page, wanted)? {
-                    Taken::Nothing => Action::Short,
-                    Taken::Busy => Action::Busy,
-                    Taken::Frame(frame) => {
-                        let address = self.mirror.lock().frames.address(frame);
-                        let host = home.views.alias_ptr(page);
-                        let list = if has_data { &mut self.copies } else { &mut self.zeros };
-                        list.push(page, host, address, 1);
-                        if has_data { Action::Copy(frame) } else { Action::Zero(frame) }
+                Fill::Frame => {
+                    let mut taken = match state.frames.place(mirror.device.as_ref(), vma.range, page) {
+                        Ok(frame) => Ok(frame.map_or(Taken::Nothing, Taken::Frame)),
+                        Err(error) => Err(error),
+                    };
+                    if access.is_some() && matches!(taken, Ok(Taken::Nothing)) {
+                        // Evicting takes the update lock page by page.
+                        drop(state);
+                        taken = self.evict_for(vma.range, span, page);
+                        state = mirror.lock();
                     }
-                },
+                    match taken {
+                        Ok(Taken::Nothing) => Action::Short,
+                        Ok(Taken::Busy) => Action::Busy,
+                        Ok(Taken::Frame(frame)) => {
+                            let address = state.frames.address(frame);
+                            let list = if has_data { &mut self.copies } else { &mut self.zeros };
+                            list.push(page, home.views.alias_ptr(page), address, 1);
+                            if has_data { Action::Copy(frame) } else { Action::Zero(frame) }
+                        }
+                        Err(error) => {
+                            self.give_frames_back(&mut state);
+                            return Err(error.into());
+                        }
+                    }
+                }
             };
             self.actions.push(action);
         }
         Ok(())
     }
 
-    /// A frame for `page` of `span`, whose page locks are held, evicting if need be and if the page is really wanted.
-    fn take_frame(
-        &mut self,
-        vma: PageRange,
-        span: PageRange,
-        page: PageIndex,
-        wanted: bool,
-    ) -> Result<Taken, ServiceError> {
-        let mut busy = false;
-        for _ in 0..2 {
-            let frame = {
-                let mut state = self.mirror.lock();
-                state.frames.place(self.mirror.device.as_ref(), vma, page)?
-            };
-            if let Some(frame) = frame {
-                return Ok(Taken::Frame(frame));
-            }
-            if !wanted {
-                return Ok(Taken::Nothing);
-            }
-            let evicted = self.evict(32, span);
-            busy |= evicted.busy;
-            if evicted.pages == 0 {
-                break;
+    /// Undoes what planning took.
+    fn give_frames_back(&self, state: &mut MirrorState) {
+        for action in &self.actions {
+            if let Action::Copy(frame) | Action::Zero(frame) = action {
+                state.frames.release(*frame);
             }
         }
-        Ok(if busy { Taken::Busy } else { Taken::Nothing })
+    }
+
+    /// A frame for `page` of `span`, whose page locks are held, from pages nobody waits for.
+    fn evict_for(&mut self, vma: PageRange, span: PageRange, page: PageIndex) -> Result<Taken, DeviceError> {
+        let evicted = self.evict(32, span);
+        if evicted.pages > 0
+            && let Some(frame) = self.mirror.lock().frames.place(self.mirror.device.as_ref(), vma, page)?
+        {
+            return Ok(Taken::Frame(frame));
+        }
+        Ok(if evicted.busy { Taken::Busy } else { Taken::Nothing })
     }
 
     /// Step 4.
@@ -408,19 +418,14 @@ impl Service {
         let result = copied.and_then(|()| unsafe { self.mirror.device.fill_zero(&self.zeros.copies) });
         Counters::add_time(&self.mirror.counters.copy_nanos, start.elapsed());
         if let Err(error) = result {
-            let mut state = self.mirror.lock();
-            for action in &self.actions {
-                if let Action::Copy(frame) | Action::Zero(frame) = action {
-                    state.frames.release(*frame);
-                }
-            }
+            self.give_frames_back(&mut self.mirror.lock());
             return Err(error.into());
         }
         Ok(())
     }
 
     /// Step 5: writes entries and states. No object may straddle `end`. Returns how many pages found no frame.
-    fn commit(&mut self, state: &mut super::mirror::MirrorState, span: PageRange, end: Option<PageIndex>) -> usize {
+    fn commit(&mut self, state: &mut MirrorState, span: PageRange, end: Option<PageIndex>) -> usize {
         let pages = &self.space.home().pages;
         let counters = &self.mirror.counters;
         let own = PageState::Device(self.mirror.number());

@@ -11,7 +11,7 @@
 //!   also holds the page's lock; callbacks run for someone who holds it.
 
 use super::epochs::Epochs;
-use crate::addr::{DeviceAddress, PAGE_SHIFT, PAGE_SIZE, PageIndex, PageRange};
+use crate::addr::{Access, DeviceAddress, PAGE_SHIFT, PAGE_SIZE, PageIndex, PageRange};
 use crate::device::layout::{SINK_BYTES, pte};
 use crate::device::{Device, DeviceError, FramePool, PageCopy, PageTable, SharedMemory, SharedUse, frame_of};
 use crate::hmm::{Blocking, Event, InvalidateInfo, MirrorOps, OwnerId, PageEntry, PageWalk, Walked, WouldBlock};
@@ -142,6 +142,35 @@ impl DeviceMirror {
             state.table = table;
         }
         Ok((state.table.address(), state.table.pages()))
+    }
+
+    /// The device address of `pages` if all of them are mapped for `access`, in frames of their own, one after the other. Holds
+    /// while the gate is held.
+    pub(crate) fn contiguous(&self, _gate: &GateGuard<'_>, pages: PageRange, access: Access) -> Option<DeviceAddress> {
+        let state = self.update.lock();
+        let want = wanted_flags(access);
+        let start = frame_of(state.table.load(pages.start));
+        let fits = pages.iter().zip((start.0..).step_by(PAGE_SIZE)).all(|(page, frame)| {
+            let entry = state.table.load(page);
+            entry & (want | pte::ZERO) == want && frame_of(entry).0 == frame
+        });
+        fits.then_some(start)
+    }
+
+    /// Sets accessed, and dirty for writing, on pages that a dispatch uses without translating.
+    pub(crate) fn mark_used(&self, _gate: &GateGuard<'_>, pages: PageRange, access: Access) {
+        let state = self.update.lock();
+        let used = if access == Access::Write { pte::ACCESSED | pte::DIRTY } else { pte::ACCESSED };
+        for page in pages.iter().filter(|&page| state.table.load(page) & used != used) {
+            state.table.set_flags(page, used);
+        }
+    }
+
+    /// The pages of `pages` that are not mapped for `access`; a snapshot.
+    pub(crate) fn missing(&self, pages: PageRange, access: Access) -> impl Iterator<Item = PageIndex> {
+        let state = self.update.lock();
+        let want = wanted_flags(access);
+        pages.iter().filter(move |&page| state.table.load(page) & want != want)
     }
 
     /// Frames in use, taken and allowed.
@@ -296,6 +325,11 @@ impl MirrorOps for DeviceMirror {
         let all = PageRange::of_len(PageIndex(0), state.table.pages());
         self.take_away(&mut state, all, true);
     }
+}
+
+/// What an entry must have for an access.
+fn wanted_flags(access: Access) -> u64 {
+    if access == Access::Write { pte::VALID | pte::WRITABLE } else { pte::VALID }
 }
 
 /// What this device has mapped: frames instead of home pages, so that a leaf's order says how far they are contiguous.

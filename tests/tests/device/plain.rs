@@ -214,6 +214,10 @@ fn handles_may_be_dropped_in_any_order() {
             _ => drop((saxpy, x, heap, y)),
         }
     }
+    // Other tests' runtimes are in the way, unless each test has a process of its own.
+    if std::env::var_os("NEXTEST").is_none() {
+        return;
+    }
     let leftover: HashSet<String> = std::fs::read_dir("/proc/self/task")
         .unwrap()
         .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok())

@@ -1,0 +1,5 @@
+//! Policies: what to move before it is asked for. Decisions over plain data: no locks, no I/O, no clocks of their own.
+
+mod readahead;
+
+pub use readahead::{MAX_WINDOW, Readahead};
