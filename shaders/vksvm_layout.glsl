@@ -51,6 +51,8 @@
 #define VKSVM_CONTROL_QUEUE_CAPACITY 56
 #define VKSVM_CONTROL_BOUNCE_BYTES 60
 #define VKSVM_CONTROL_KERNEL 64
+// The launch's grid in z, in workgroups.
+#define VKSVM_CONTROL_GRID_Z 68
 // Counters, written by kernels, on a cache line of their own.
 #define VKSVM_CONTROL_QUEUE_HEAD 128
 #define VKSVM_CONTROL_BOUNCE_HEAD 132

@@ -374,6 +374,7 @@ impl Executor {
             unsafe { map.host().write_bytes(0, words * 4) };
         }
         self.control_word(offset_of!(Control, bounce_head)).store(0, Ordering::Relaxed);
+        self.control_word(offset_of!(Control, grid_z)).store(job.grid[2], Ordering::Relaxed);
         self.control_word(offset_of!(Control, kernel)).store(job.kernel.id, Ordering::Release);
 
         let mut push = bytemuck::bytes_of(&block).to_vec();

@@ -1,10 +1,11 @@
-//! Kernels: SPIR-V modules that were compiled with `vksvm.glsl`, checked and described.
+//! Kernels: SPIR-V modules that were compiled with `vksvm.glsl`, or plain ones that are rewritten; checked and described.
 
 mod error;
 pub(crate) mod execute;
 mod launch;
 mod read;
 mod reflect;
+pub mod rewrite;
 
 pub use error::{FaultReason, KernelFault, LaunchError};
 pub use execute::LaunchReport;
@@ -12,6 +13,7 @@ pub use launch::{Kernel, Launch, Pending, Scope};
 pub use reflect::KernelError;
 
 use crate::device::layout::LAUNCH_BYTES;
+use rewrite::{RewriteError, RewriteStats};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A kernel's code and what the runtime needs to know of it.
@@ -21,7 +23,7 @@ pub struct KernelModule {
     pub id: u32,
     /// The name it was given, for messages.
     pub name: String,
-    /// The SPIR-V module.
+    /// The SPIR-V module, as rewritten if it was.
     pub words: Vec<u32>,
     /// Workgroup size, in invocations.
     pub local_size: [u32; 3],
@@ -29,13 +31,26 @@ pub struct KernelModule {
     pub argument_bytes: usize,
     /// The name of the entry point.
     pub entry_point: std::ffi::CString,
+    /// What rewriting did, if the module came without the include.
+    pub rewritten: Option<RewriteStats>,
 }
 
 impl KernelModule {
-    /// Reads and checks a module.
+    /// Reads and checks a module; one that was compiled without the include is rewritten.
     pub fn new(name: &str, spirv: &[u8]) -> Result<Self, KernelError> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        let reflected = reflect::reflect(name, spirv)?;
+        let mut rewritten = None;
+        let reflected = match reflect::reflect(name, spirv) {
+            Err(without @ KernelError::WithoutInclude { .. }) => match rewrite::rewrite(spirv) {
+                Ok(plain) => {
+                    rewritten = Some(plain.stats);
+                    reflect::reflect(name, bytemuck::cast_slice(&plain.words))
+                }
+                Err(RewriteError::NoPointers(_)) => Err(without),
+                Err(source) => Err(KernelError::Rewrite { kernel: name.into(), source }),
+            },
+            reflected => reflected,
+        }?;
         Ok(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             name: name.to_owned(),
@@ -43,6 +58,7 @@ impl KernelModule {
             local_size: reflected.local_size,
             argument_bytes: reflected.push_bytes - LAUNCH_BYTES,
             entry_point: reflected.entry_point,
+            rewritten,
         })
     }
 

@@ -5,4 +5,5 @@ mod errors;
 mod faults;
 mod plain;
 mod pressure;
+mod rewrite;
 mod trap;
