@@ -26,12 +26,19 @@ fn badly_formed_launches_say_what_is_wrong() {
     let saxpy = unsafe { svm.kernel("saxpy", spirv!("saxpy")) }.unwrap();
     let error = saxpy.launch([0, 1, 1]).read(&x[..]).write(&mut y[..]).value(1.0f32).value(64u32).run().unwrap_err();
     assert!(matches!(error, LaunchError::EmptyGrid { .. }), "{error}");
-    let error =
-        saxpy.launch([1 << 20, 1 << 20, 2]).read(&x[..]).write(&mut y[..]).value(1.0f32).value(64u32).run().unwrap_err();
+    let error = saxpy
+        .launch([1 << 20, 1 << 20, 2])
+        .read(&x[..])
+        .write(&mut y[..])
+        .value(1.0f32)
+        .value(64u32)
+        .run()
+        .unwrap_err();
     assert!(matches!(error, LaunchError::GridTooLarge { .. }), "{error}");
     let error = saxpy.launch([1, 1, 1]).read(&x[..]).write(&mut y[..]).value(1.0f32).run().unwrap_err();
     assert!(matches!(error, LaunchError::Arguments { expected: 24, given: 20, .. }), "{error}");
-    let error = saxpy.launch([1, 1, 1]).read(&outside[..]).write(&mut y[..]).value(1.0f32).value(64u32).run().unwrap_err();
+    let error =
+        saxpy.launch([1, 1, 1]).read(&outside[..]).write(&mut y[..]).value(1.0f32).value(64u32).run().unwrap_err();
     assert!(matches!(error, LaunchError::NotInHeap { index: 0, .. }), "{error}");
     assert!(y.iter().all(|&value| value == 1.0), "a refused launch changed something");
 }

@@ -109,13 +109,8 @@ fn an_object_past_its_mappings_end_is_refused() {
     let peek = unsafe { svm.kernel("peek", spirv!("peek")) }.unwrap();
     for target in [&data, &neighbour] {
         peek.launch([1, 1, 1]).read(&target[..]).write(&mut out[..]).value([16u32, 0]).run().unwrap();
-        let error = peek
-            .launch([1, 1, 1])
-            .read(&target[words - 2..])
-            .write(&mut out[..])
-            .value([16u32, 0])
-            .run()
-            .unwrap_err();
+        let error =
+            peek.launch([1, 1, 1]).read(&target[words - 2..]).write(&mut out[..]).value([16u32, 0]).run().unwrap_err();
         let fault = fault(error);
         assert!(matches!(fault.reason, FaultReason::PastEnd | FaultReason::Unmapped), "{fault}");
         assert_eq!(fault.bytes, if fault.reason == FaultReason::PastEnd { 16 } else { fault.bytes });

@@ -115,8 +115,10 @@ fn launches_of_a_scope_run_in_order_and_end_with_it() {
     // SAFETY: the kernel reads its first and second argument and writes the second.
     let saxpy = unsafe { svm.kernel("saxpy", spirv!("saxpy")) }.unwrap();
     svm.scope(|scope| {
-        let first = saxpy.launch([157, 1, 1]).read(&x[..]).write(&mut y[..]).value(3.0f32).value(n).submit(scope).unwrap();
-        let second = saxpy.launch([157, 1, 1]).read(&x[..]).write(&mut z[..]).value(5.0f32).value(n).submit(scope).unwrap();
+        let first =
+            saxpy.launch([157, 1, 1]).read(&x[..]).write(&mut y[..]).value(3.0f32).value(n).submit(scope).unwrap();
+        let second =
+            saxpy.launch([157, 1, 1]).read(&x[..]).write(&mut z[..]).value(5.0f32).value(n).submit(scope).unwrap();
         first.wait().unwrap();
         drop(second);
     });

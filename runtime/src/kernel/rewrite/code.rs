@@ -34,7 +34,10 @@ impl Code {
     }
 
     fn note(&mut self, instruction: &Instruction) {
-        if let (Some(id), Some(ty)) = (instruction.result_id, instruction.result_type) {
+        // The type of a function is that of its result.
+        if let (Some(id), Some(ty)) = (instruction.result_id, instruction.result_type)
+            && instruction.class.opcode != Op::Function
+        {
             self.types[id as usize] = ty;
         }
     }

@@ -136,7 +136,9 @@ impl Linker {
         }
         instruction.result_type = instruction.result_type.map(|id| self.id(code, id));
         instruction.result_id = instruction.result_id.map(|id| self.id(code, id));
-        if let (Some(id), Some(ty)) = (instruction.result_id, instruction.result_type) {
+        if let (Some(id), Some(ty)) = (instruction.result_id, instruction.result_type)
+            && instruction.class.opcode != Op::Function
+        {
             code.set_type(id, ty);
         }
         instruction
