@@ -389,7 +389,7 @@ impl Translator<'_> {
         let declared = self.code.global(place.pointee).ok_or_else(|| unknown(self.code))?.clone();
         let element = declared.operands.first().and_then(Operand::id_ref_any);
         let literal = match declared.operands.get(1) {
-            Some(Operand::LiteralBit32(count)) => Some(*count),
+            Some(Operand::LiteralBit32(count)) if *count <= MAX_PARTS => Some(*count),
             _ => None,
         };
         // Each part's type, offset and matrix layout; offsets only serve to know its alignment.
@@ -400,7 +400,7 @@ impl Translator<'_> {
                     Some(matrix) if matrix.row_major => matrix.stride,
                     _ => size,
                 };
-                Some((0..count).map(|index| (element, index * apart, None)).collect())
+                Some((0..count).map(|index| (element, index.wrapping_mul(apart), None)).collect())
             }),
             Op::TypeMatrix => {
                 let Some(matrix) = place.matrix else {
@@ -412,7 +412,7 @@ impl Translator<'_> {
                 element.zip(literal).and_then(|(column, count)| {
                     let apart =
                         if matrix.row_major { self.layouts.scalar(self.code, column, 0)? } else { matrix.stride };
-                    Some((0..count).map(|index| (column, index * apart, Some(matrix))).collect())
+                    Some((0..count).map(|index| (column, index.wrapping_mul(apart), Some(matrix))).collect())
                 })
             }
             Op::TypeArray => element.and_then(|element| {

@@ -90,7 +90,7 @@ impl Layouts {
         match declared.class.opcode {
             Op::TypeInt | Op::TypeFloat => Some(literal(0)? / 8),
             Op::TypePointer => Some(8),
-            Op::TypeVector => Some(self.size_within(code, id(0)?, None, depth + 1)? * literal(1)?),
+            Op::TypeVector => self.size_within(code, id(0)?, None, depth + 1)?.checked_mul(literal(1)?),
             Op::TypeMatrix => {
                 let matrix = matrix?;
                 let column = code.global(id(0)?)?;
@@ -102,19 +102,19 @@ impl Layouts {
                 let component = self.size_within(code, *component, None, depth + 1)?;
                 let (major, minor) =
                     if matrix.row_major { (u64::from(*rows), literal(1)?) } else { (literal(1)?, u64::from(*rows)) };
-                Some(u64::from(matrix.stride) * major.checked_sub(1)? + component * minor)
+                u64::from(matrix.stride).checked_mul(major.checked_sub(1)?)?.checked_add(component.checked_mul(minor)?)
             }
             Op::TypeArray => {
                 let count = u64::from(code.constant_value(id(1)?)?);
                 let element = self.size_within(code, id(0)?, matrix, depth + 1)?;
-                Some(u64::from(self.array_stride(ty)?) * count.checked_sub(1)? + element)
+                u64::from(self.array_stride(ty)?).checked_mul(count.checked_sub(1)?)?.checked_add(element)
             }
             Op::TypeStruct => {
                 let mut size = 0;
                 for (index, member) in declared.operands.iter().enumerate() {
                     let index = index as u32;
                     let member = self.size_within(code, member.id_ref_any()?, self.matrix(ty, index), depth + 1)?;
-                    size = size.max(u64::from(self.offset(ty, index)?) + member);
+                    size = size.max(u64::from(self.offset(ty, index)?).checked_add(member)?);
                 }
                 Some(size)
             }

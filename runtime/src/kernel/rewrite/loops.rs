@@ -247,7 +247,7 @@ fn close_values(code: &mut Code, function: &mut Function, graph: &Graph, of: Loo
     Ok(())
 }
 
-/// Whether the loop's exit compares a counter, which goes up by a constant, with a bound that no memory decides.
+/// Whether the loop's exit compares a counter with a bound, and no memory decides bound and step.
 fn is_counted(code: &Code, function: &Function, graph: &Graph, of: Loop, around: &Surroundings<'_>) -> bool {
     let Some(block) = exit_on_every_way(function, graph, of) else { return false };
     let branch = function.blocks[block].instructions.last();
@@ -268,6 +268,7 @@ fn is_counted(code: &Code, function: &Function, graph: &Graph, of: Loop, around:
     );
     let [Operand::IdRef(left), Operand::IdRef(right)] = comparison.operands[..] else { return false };
     let header = &function.blocks[of.header].instructions;
+    let fixed = |id: Word| is_fixed(code, &definitions, around, id, MAX_STEPS);
     let steps = |id: Word| {
         let phi = header.iter().find(|phi| phi.class.opcode == Op::Phi && phi.result_id == Some(id));
         phi.is_some_and(|phi| {
@@ -277,13 +278,12 @@ fn is_counted(code: &Code, function: &Function, graph: &Graph, of: Loop, around:
                     matches!(next.class.opcode, Op::IAdd | Op::ISub)
                         && next.operands.iter().filter_map(Operand::id_ref_any).any(|operand| operand == id)
                         && next.operands.iter().filter_map(Operand::id_ref_any).any(|operand| {
-                            code.constant_value(operand).is_some_and(|step| step != 0)
+                            code.constant_value(operand).map_or_else(|| fixed(operand), |step| step != 0)
                         })
                 })
             })
         })
     };
-    let fixed = |id: Word| is_fixed(code, &definitions, around, id, MAX_STEPS);
     ordered && ((steps(left) && fixed(right)) || (steps(right) && fixed(left)))
 }
 
