@@ -4,19 +4,22 @@
 //!
 //! | accessed | translated as |
 //! |---|---|
+//! | neighbouring loads | one object ([`group`]) |
 //! | a scalar or pointer, or anything aligned to its size | one address: it cannot straddle a page |
 //! | another vector, structure or array | an object (a copy, should it straddle) |
 //! | an object that cannot be one: over a page, or stored and not of whole words | its members, one by one |
-//! | a matrix outside of a structure | its columns, in memory row by row its scalars: the pointer's type does not say how it lies |
+//! | a matrix | one object, through a structure that says how it lies, for its pointer's type does not |
+//! | a column of a row-major matrix | its scalars |
 
 use super::code::Code;
 use super::error::RewriteError;
+use super::group::{self, Addresses, Group};
 use super::layout::{Layouts, MatrixLayout};
 use super::link::Linked;
 use super::stats::RewriteStats;
 use rspirv::dr::{Instruction, Operand};
-use rspirv::spirv::{MemoryAccess, Op, Word};
-use std::collections::HashMap;
+use rspirv::spirv::{MemoryAccess, Op, StorageClass, Word};
+use std::collections::{HashMap, HashSet};
 
 const PAGE: u64 = crate::addr::PAGE_SIZE as u64;
 /// What copies of straddling objects are aligned to, relative to the original.
@@ -28,7 +31,8 @@ const MAX_PARTS: u32 = 1024;
 #[derive(Clone, Debug)]
 pub(super) struct MemoryOperands {
     bits: MemoryAccess,
-    align: Option<u32>,
+    /// The alignment that is promised.
+    pub(super) align: Option<u32>,
     available: Option<Operand>,
     visible: Option<Operand>,
 }
@@ -65,6 +69,10 @@ impl MemoryOperands {
             }
         }
         Some((parsed, rest))
+    }
+
+    pub(super) fn is_volatile(&self) -> bool {
+        self.bits.contains(MemoryAccess::VOLATILE)
     }
 
     fn operands(&self, align: Option<u32>) -> Vec<Operand> {
@@ -142,6 +150,8 @@ pub(super) struct Translator<'a> {
     pub(super) layouts: &'a Layouts,
     pub(super) linked: &'a Linked,
     pub(super) stats: &'a mut RewriteStats,
+    /// Where the function's pointers point.
+    pub(super) addresses: &'a Addresses<'a>,
     /// Matrix layouts of pointers into structures, by pointer.
     pub(super) matrices: &'a HashMap<Word, MatrixLayout>,
     /// Parts made of the instruction at hand.
@@ -152,7 +162,17 @@ impl Translator<'_> {
     /// Rewrites a block's instructions.
     pub(super) fn block(&mut self, instructions: Vec<Instruction>) -> Result<Vec<Instruction>, RewriteError> {
         let mut out = Vec::with_capacity(instructions.len() * 2);
-        for instruction in instructions {
+        let groups = group::find(self.code, self.layouts, self.addresses, &instructions);
+        let mut made = HashSet::new();
+        for (at, instruction) in instructions.iter().enumerate() {
+            if let Some(group) = groups.get(&at) {
+                self.load_group(group, &instructions, &mut out)?;
+                made.extend(group.members.iter().map(|member| member.at));
+            }
+            if made.contains(&at) {
+                continue;
+            }
+            let instruction = instruction.clone();
             self.parts = 0;
             let physical = |code: &Code, index: usize| {
                 let id = instruction.operands.get(index).and_then(Operand::id_ref_any);
@@ -216,8 +236,61 @@ impl Translator<'_> {
             operands.push(Operand::IdRef(self.code.constant(bytes)));
         }
         let translated = self.emit(out, Op::FunctionCall, ulong, operands);
-        let pointer = self.emit(out, Op::ConvertUToPtr, place.ty, vec![Operand::IdRef(translated)]);
+        let whole = self.code.global(place.pointee).map(|ty| ty.class.opcode) == Some(Op::TypeMatrix);
+        let pointer = match place.matrix.filter(|_| whole) {
+            Some(matrix) => {
+                let holder = self.code.matrix_holder(place.pointee, matrix);
+                let class = StorageClass::PhysicalStorageBuffer;
+                let holder = self.code.pointer(class, holder);
+                let held = self.emit(out, Op::ConvertUToPtr, holder, vec![Operand::IdRef(translated)]);
+                let member = self.code.constant(0);
+                self.emit(out, Op::AccessChain, place.ty, [held, member].map(Operand::IdRef).to_vec())
+            }
+            None => self.emit(out, Op::ConvertUToPtr, place.ty, vec![Operand::IdRef(translated)]),
+        };
         Ok((pointer, address, translated))
+    }
+
+    /// Makes loads together, where the first of them is.
+    fn load_group(
+        &mut self,
+        group: &Group,
+        block: &[Instruction],
+        out: &mut Vec<Instruction>,
+    ) -> Result<(), RewriteError> {
+        let Some(first) = group.members.first() else { return Ok(()) };
+        let (pointer, _) = self.operands(&block[first.at], 1)?;
+        let ulong = self.code.uint(64);
+        let mut address = self.address_of(out, pointer);
+        if first.offset > 0 {
+            let offset = self.code.long(first.offset);
+            address = self.emit(out, Op::ISub, ulong, [address, offset].map(Operand::IdRef).to_vec());
+        }
+        let (function, bytes) = if group.on_one_page {
+            ("link_read", None)
+        } else {
+            ("link_read_object", Some(self.code.constant(group.bytes as u32)))
+        };
+        let operands = [self.linked.function(function)?, address].into_iter().chain(bytes).map(Operand::IdRef);
+        let translated = self.emit(out, Op::FunctionCall, ulong, operands.collect());
+        self.stats.translations += 1;
+        for member in &group.members {
+            let load = &block[member.at];
+            let (pointer, memory) = self.operands(load, 1)?;
+            let place = self.place(load, pointer, memory.align)?;
+            self.stats.loads += 1;
+            let mut at = translated;
+            if member.offset > 0 {
+                let offset = self.code.long(member.offset);
+                at = self.emit(out, Op::IAdd, ulong, [at, offset].map(Operand::IdRef).to_vec());
+            }
+            let pointer = self.emit(out, Op::ConvertUToPtr, place.ty, vec![Operand::IdRef(at)]);
+            let align = if group.on_one_page { place.align } else { place.align.min(BOUNCE_ALIGN) };
+            let operands = std::iter::once(Operand::IdRef(pointer)).chain(memory.operands(Some(align))).collect();
+            out.push(Instruction::new(Op::Load, load.result_type, load.result_id, operands));
+        }
+        self.stats.merged += group.members.len() as u32 - 1;
+        Ok(())
     }
 
     fn load(&mut self, instruction: Instruction, out: &mut Vec<Instruction>) -> Result<(), RewriteError> {
@@ -364,14 +437,22 @@ impl Translator<'_> {
 
     fn plan(&mut self, origin: &Instruction, place: Place, store: bool) -> Result<Plan, RewriteError> {
         let opcode = self.code.global(place.pointee).map(|ty| ty.class.opcode);
-        if opcode == Some(Op::TypeMatrix) || (opcode == Some(Op::TypeVector) && place.scattered()) {
+        if opcode == Some(Op::TypeVector) && place.scattered() {
             return Ok(Plan::Parts);
         }
-        let Some(size) = self.layouts.size(self.code, place.pointee) else {
+        let matrix = opcode == Some(Op::TypeMatrix);
+        if matrix && place.matrix.is_none() {
+            return Err(self.code.unsupported(
+                origin,
+                "it is not known how the matrix lies in memory; access it through the structure it is in",
+            ));
+        }
+        let size = self.layouts.size_within(self.code, place.pointee, place.matrix.filter(|_| matrix), 0);
+        let Some(size) = size else {
             return Err(self.code.unsupported(origin, "the size of what it accesses is not known"));
         };
         let scalar = matches!(opcode, Some(Op::TypeInt | Op::TypeFloat | Op::TypePointer));
-        if scalar || (size <= u64::from(place.align) && size <= PAGE) {
+        if scalar || (size <= u64::from(place.align) && size <= PAGE && !matrix) {
             return Ok(Plan::Whole);
         }
         let words = size.is_multiple_of(4) && place.align >= 4;
@@ -403,12 +484,7 @@ impl Translator<'_> {
                 Some((0..count).map(|index| (element, index.wrapping_mul(apart), None)).collect())
             }),
             Op::TypeMatrix => {
-                let Some(matrix) = place.matrix else {
-                    return Err(self.code.unsupported(
-                        origin,
-                        "it is not known how the matrix lies in memory; access it through the structure it is in",
-                    ));
-                };
+                let matrix = place.matrix.ok_or_else(|| unknown(self.code))?;
                 element.zip(literal).and_then(|(column, count)| {
                     let apart =
                         if matrix.row_major { self.layouts.scalar(self.code, column, 0)? } else { matrix.stride };

@@ -161,7 +161,7 @@ pub(super) fn verify(code: &Code, own: usize, translations: &HashSet<Word>) -> R
                 if let Some(id) = operand.id_ref_any()
                     && accesses(instruction.class.opcode, index)
                     && code.physical(id).is_some()
-                    && !is_translated(&definitions, translations, id)
+                    && !is_translated(code, &definitions, translations, id)
                 {
                     return Err(RewriteError::Untranslated { instruction: code.show(instruction) });
                 }
@@ -171,12 +171,33 @@ pub(super) fn verify(code: &Code, own: usize, translations: &HashSet<Word>) -> R
     Ok(())
 }
 
-fn is_translated(definitions: &HashMap<Word, &Instruction>, translations: &HashSet<Word>, id: Word) -> bool {
-    let operand = |id: Word, opcode: Op| {
-        let definition = definitions.get(&id).filter(|definition| definition.class.opcode == opcode)?;
-        definition.operands.first().and_then(Operand::id_ref_any)
+/// Whether a pointer is what a translation returned, or lies within the bytes that it was asked for.
+fn is_translated(
+    code: &Code,
+    definitions: &HashMap<Word, &Instruction>,
+    translations: &HashSet<Word>,
+    id: Word,
+) -> bool {
+    let operands = |id: Word, opcode: Op| {
+        definitions.get(&id).filter(|definition| definition.class.opcode == opcode).map(|found| &found.operands[..])
     };
-    operand(id, Op::ConvertUToPtr)
-        .and_then(|address| operand(address, Op::FunctionCall))
-        .is_some_and(|function| translations.contains(&function))
+    // A matrix is the only member of the structure that says how it lies.
+    let id = match operands(id, Op::AccessChain) {
+        Some([Operand::IdRef(holder), Operand::IdRef(first)]) if code.constant_value(*first) == Some(0) => *holder,
+        _ => id,
+    };
+    let Some([Operand::IdRef(address)]) = operands(id, Op::ConvertUToPtr) else { return false };
+    let mut address = *address;
+    let mut offset = 0;
+    if let Some([Operand::IdRef(base), Operand::IdRef(more)]) = operands(address, Op::IAdd) {
+        let Some(more) = code.constant_value(*more) else { return false };
+        (address, offset) = (*base, more);
+    }
+    let Some([Operand::IdRef(function), arguments @ ..]) = operands(address, Op::FunctionCall) else { return false };
+    let bytes = match arguments {
+        [_, Operand::IdRef(bytes)] => code.constant_value(*bytes),
+        // What is aligned to its size lies on a page.
+        _ => Some(crate::addr::PAGE_SIZE as u32),
+    };
+    translations.contains(function) && bytes.is_some_and(|bytes| offset < bytes)
 }

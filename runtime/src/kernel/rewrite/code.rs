@@ -4,6 +4,7 @@
 //! neither aggregate nor pointer, so such types are only made through here.
 
 use super::error::RewriteError;
+use super::layout::MatrixLayout;
 use rspirv::dr::{Instruction, Module, Operand};
 use rspirv::spirv::{BuiltIn, Decoration, Op, StorageClass, Word};
 use std::collections::HashMap;
@@ -17,12 +18,20 @@ pub(super) struct Code {
     globals: Vec<u32>,
     /// Types and constants made or looked for, by what they are.
     interned: HashMap<(Op, Option<Word>, Vec<Operand>), Word>,
+    /// Structures around matrices.
+    matrix_holders: HashMap<(Word, MatrixLayout), Word>,
 }
 
 impl Code {
     pub(super) fn new(module: Module) -> Self {
         let bound = module.header.as_ref().map_or(1, |header| header.bound) as usize;
-        let mut code = Self { module: Module::new(), types: vec![0; bound], globals: vec![0; bound], interned: HashMap::new() };
+        let mut code = Self {
+            module: Module::new(),
+            types: vec![0; bound],
+            globals: vec![0; bound],
+            interned: HashMap::new(),
+            matrix_holders: HashMap::new(),
+        };
         for instruction in module.all_inst_iter() {
             code.note(instruction);
         }
@@ -142,8 +151,33 @@ impl Code {
         self.intern(Op::Constant, Some(uint), vec![Operand::LiteralBit32(value)])
     }
 
+    pub(super) fn long(&mut self, value: u64) -> Word {
+        let ulong = self.uint(64);
+        self.intern(Op::Constant, Some(ulong), vec![Operand::LiteralBit64(value)])
+    }
+
     pub(super) fn null(&mut self, ty: Word) -> Word {
         self.intern(Op::ConstantNull, Some(ty), Vec::new())
+    }
+
+    /// A structure whose only member is a matrix that lies so.
+    pub(super) fn matrix_holder(&mut self, matrix: Word, layout: MatrixLayout) -> Word {
+        if let Some(&holder) = self.matrix_holders.get(&(matrix, layout)) {
+            return holder;
+        }
+        let holder = self.fresh();
+        self.add_global(Instruction::new(Op::TypeStruct, None, Some(holder), vec![Operand::IdRef(matrix)]));
+        let major = if layout.row_major { Decoration::RowMajor } else { Decoration::ColMajor };
+        let (offset, stride) = (Operand::LiteralBit32(0), Operand::LiteralBit32(layout.stride));
+        for (decoration, operand) in
+            [(Decoration::Offset, Some(offset)), (Decoration::MatrixStride, Some(stride)), (major, None)]
+        {
+            let operands = [Operand::IdRef(holder), Operand::LiteralBit32(0), Operand::Decoration(decoration)];
+            let operands = operands.into_iter().chain(operand).collect();
+            self.module.annotations.push(Instruction::new(Op::MemberDecorate, None, None, operands));
+        }
+        self.matrix_holders.insert((matrix, layout), holder);
+        holder
     }
 
     /// Storage class and pointee of a pointer type.

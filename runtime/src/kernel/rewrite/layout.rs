@@ -18,7 +18,7 @@ pub(super) struct Layouts {
 }
 
 /// How a matrix lies in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct MatrixLayout {
     pub(super) stride: u32,
     pub(super) row_major: bool,
@@ -77,7 +77,8 @@ impl Layouts {
         self.size_within(code, ty, None, 0)
     }
 
-    fn size_within(&self, code: &Code, ty: Word, matrix: Option<MatrixLayout>, depth: u32) -> Option<u64> {
+    /// As [`size`](Self::size), of a matrix that lies so, or an array of such.
+    pub(super) fn size_within(&self, code: &Code, ty: Word, matrix: Option<MatrixLayout>, depth: u32) -> Option<u64> {
         if depth > MAX_DEPTH {
             return None;
         }

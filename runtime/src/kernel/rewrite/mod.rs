@@ -20,6 +20,7 @@ mod code;
 mod entry;
 mod error;
 mod graph;
+mod group;
 mod layout;
 mod link;
 mod loops;
@@ -111,8 +112,9 @@ fn translate(
     matrices: &HashMap<Word, MatrixLayout>,
     stats: &mut RewriteStats,
 ) -> Result<(), RewriteError> {
+    let addresses = &group::Addresses::of(code, layouts, matrices, function);
     for block in &mut function.blocks {
-        let mut translator = Translator { code, layouts, linked, stats, matrices, parts: 0 };
+        let mut translator = Translator { code, layouts, linked, stats, addresses, matrices, parts: 0 };
         block.instructions = translator.block(std::mem::take(&mut block.instructions))?;
     }
     Ok(())

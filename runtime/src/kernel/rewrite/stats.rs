@@ -13,6 +13,8 @@ pub struct RewriteStats {
     pub atomics: u32,
     /// Translations that were put in.
     pub translations: u32,
+    /// Loads that share the translation of a neighbour.
+    pub merged: u32,
     /// Loops that end when the invocation is poisoned.
     pub guarded_loops: u32,
     /// Loops that end by themselves, because their bounds do not depend on memory.
@@ -28,7 +30,7 @@ pub struct RewriteStats {
 impl fmt::Display for RewriteStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "accesses      {} loads, {} stores, {} atomics", self.loads, self.stores, self.atomics)?;
-        writeln!(f, "translations  {}", self.translations)?;
+        writeln!(f, "translations  {}; {} loads share that of a neighbour", self.translations, self.merged)?;
         writeln!(f, "loops         {} guarded, {} that end by themselves", self.guarded_loops, self.counted_loops)?;
         writeln!(f, "barriers      {}", self.barriers)?;
         write!(f, "size          {} bytes, was {}", 4 * self.words_out, 4 * self.words_in)
