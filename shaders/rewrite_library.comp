@@ -5,7 +5,8 @@
 // Unoptimised, because optimising would inline the functions away:
 // glslc: -O0
 #include "vksvm.glsl"
-layout(local_size_x = 1) in;
+// Specialised, so that the compiler computes nothing from it; linking puts the kernel's size in its place.
+layout(local_size_x_id = 1996, local_size_y_id = 1997, local_size_z_id = 1998) in;
 
 // Set before a barrier by poisoned invocations; barriers take turns, so that none is read while an
 // invocation that is ahead sets it for the next.

@@ -24,10 +24,12 @@
 //     vksvm_begin_write(p, bytes), vksvm_end_write(p, bytes, address)
 //                              … for storing such an object; it must be 4-byte aligned if it straddles
 //
-// and the typed short forms at the end of the file. What comes back is a device address, good until the
-// next call of vksvm_safe_point(); cast it to a `buffer_reference` of your own, or use the short forms.
+// and the typed short forms at the end of the file. What comes back is a device address; cast it to a
+// `buffer_reference` of your own and use it at once: it is good until the next call of any function of this file by an
+// invocation of the workgroup, or the next barrier. Copy what you need later into variables.
 //
-// A missing page *poisons* the invocation: from then on its stores vanish and missing loads give zero, and
+// In *live* mode a missing page makes the invocation wait until the host has mapped it. vksvm_safe_point() lets the host take
+// pages away in long stretches without an access. In *replay* mode, and where live waiting gives up, a missing page *poisons* the invocation: from then on its stores vanish and missing loads give zero, and
 // its workgroup runs again from the start once the pages are there. A loop that waits for memory to change must
 // therefore also end when vksvm_poisoned(). Barriers stay safe: a poisoned invocation runs on to its end.
 #ifndef VKSVM_GLSL
@@ -77,10 +79,15 @@ layout(buffer_reference, scalar, buffer_reference_align = 64) buffer VksvmContro
     layout(offset = VKSVM_CONTROL_QUEUE_CAPACITY) uint queue_capacity;
     layout(offset = VKSVM_CONTROL_BOUNCE_BYTES) uint bounce_bytes;
     layout(offset = VKSVM_CONTROL_KERNEL) uint kernel;
+    layout(offset = VKSVM_CONTROL_POLL_LIMIT) uint poll_limit;
+    layout(offset = VKSVM_CONTROL_UNITS) uint64_t units;
     layout(offset = VKSVM_CONTROL_GRID_Z) uint grid_z;
     layout(offset = VKSVM_CONTROL_QUEUE_HEAD) uint queue_head;
     layout(offset = VKSVM_CONTROL_BOUNCE_HEAD) uint bounce_head;
     layout(offset = VKSVM_CONTROL_TRANSLATIONS) uint translations;
+    layout(offset = VKSVM_CONTROL_EPOCH) uint epoch;
+    layout(offset = VKSVM_CONTROL_GIVE_UP) uint give_up;
+    layout(offset = VKSVM_CONTROL_QUEUE_TAIL) uint queue_tail;
 };
 
 layout(buffer_reference, scalar, buffer_reference_align = 32) buffer VksvmFault_ {
@@ -90,10 +97,13 @@ layout(buffer_reference, scalar, buffer_reference_align = 32) buffer VksvmFault_
     layout(offset = VKSVM_FAULT_KERNEL) uint kernel;
     layout(offset = VKSVM_FAULT_WORKGROUP) uint workgroup;
     layout(offset = VKSVM_FAULT_INVOCATION) uint invocation;
+    layout(offset = VKSVM_FAULT_READY) uint ready;
 };
 
 layout(buffer_reference, scalar, buffer_reference_align = 8) buffer VksvmPte_ { uvec2 entry; };
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer VksvmWord_ { uint value; };
+// A word that the host, or another workgroup, may change while the kernel runs.
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer VksvmLiveWord_ { volatile uint value; };
 
 // Slot of this workgroup in the dispatch: its bit in the replay and stored maps.
 uint vksvm_slot_;
@@ -104,9 +114,70 @@ bool vksvm_poisoned_;
 // What a store asks of an entry to take the fast path. VKSVM_PTE_NEVER is in it while stores must be
 // looked at: in a probe, after poisoning, and until the first store has been put on record.
 uint vksvm_write_want_;
+// Live mode: the epoch in which this invocation is counted, where each is counted on its own.
+uint vksvm_epoch_;
+// Live mode: translations since the last look at the epoch.
+uint vksvm_hits_;
 
 #define VKSVM_READ_WANT_ (VKSVM_PTE_VALID | VKSVM_PTE_ACCESSED)
 #define VKSVM_WRITE_WANT_ (VKSVM_PTE_VALID | VKSVM_PTE_WRITABLE | VKSVM_PTE_ACCESSED | VKSVM_PTE_DIRTY)
+
+bool vksvm_is_live_() { return (vksvm_variant_ & VKSVM_VARIANT_LIVE) != 0u; }
+bool vksvm_is_lockstep_() { return (vksvm_variant_ & VKSVM_VARIANT_LOCKSTEP) != 0u; }
+
+// Live mode: the unit's words, its epoch and whether it moved over.
+uint64_t vksvm_unit_() { return VksvmControl_(vksvm_launch_.control).units + 8ul * vksvm_slot_; }
+VksvmWord_ vksvm_count_(uint epoch) {
+    return VksvmWord_(vksvm_launch_.control + VKSVM_CONTROL_COUNTS + 4ul * (epoch & 1u));
+}
+
+// Counts a unit into the current epoch and returns it. The second look makes sure that a host which saw the count at zero and went
+// on is not joined behind its back.
+uint vksvm_join_() {
+    VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
+    uint epoch = atomicOr(control.epoch, 0u);
+    for (uint tries = 0u; tries < 1000u; tries++) {
+        atomicAdd(vksvm_count_(epoch).value, 1u);
+        memoryBarrierBuffer();
+        uint now = atomicOr(control.epoch, 0u);
+        if (now == epoch) break;
+        atomicAdd(vksvm_count_(epoch).value, 0xFFFFFFFFu);
+        epoch = now;
+    }
+    return epoch;
+}
+
+// Counts a unit out; what it stored is available before.
+void vksvm_leave_(uint epoch) {
+    memoryBarrierBuffer();
+    atomicAdd(vksvm_count_(epoch).value, 0xFFFFFFFFu);
+}
+
+bool vksvm_poison_();
+
+// A safe point: the unit moves over to the current epoch, and a launch that is cancelled poisons the invocation. In lockstep, one
+// invocation moves the whole unit; the mark tells the others, which compare when they are together again.
+void vksvm_move_() {
+    VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
+    if (atomicOr(control.give_up, 0u) != 0u && !vksvm_poisoned_) vksvm_poison_();
+    uint now = atomicOr(control.epoch, 0u);
+    if (vksvm_is_lockstep_()) {
+        uint64_t unit = vksvm_unit_();
+        uint old = VksvmLiveWord_(unit).value;
+        if (old == now) return;
+        uint epoch = vksvm_join_();
+        if (atomicCompSwap(VksvmWord_(unit).value, old, epoch) == old) {
+            VksvmLiveWord_(unit + 4ul).value = 1u;
+            vksvm_leave_(old);
+        } else {
+            vksvm_leave_(epoch);
+        }
+    } else if (vksvm_epoch_ != now) {
+        uint old = vksvm_epoch_;
+        vksvm_epoch_ = vksvm_join_();
+        vksvm_leave_(old);
+    }
+}
 
 // Starts the kernel; call it first, in all invocations, and leave main() at once if it says false.
 bool vksvm_begin() {
@@ -122,14 +193,28 @@ bool vksvm_begin() {
     vksvm_write_want_ = VKSVM_WRITE_WANT_;
     if ((vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u || (vksvm_variant_ & VKSVM_VARIANT_IDEMPOTENT) == 0u)
         vksvm_write_want_ |= VKSVM_PTE_NEVER;
+    if (vksvm_is_live_()) {
+        vksvm_hits_ = 0u;
+        if (!vksvm_is_lockstep_()) vksvm_epoch_ = vksvm_join_();
+        else if (gl_LocalInvocationIndex == 0u) VksvmLiveWord_(vksvm_unit_()).value = vksvm_join_();
+    }
     return true;
 }
 
-// Ends the kernel; the last call of main().
-void vksvm_end() {}
+// Ends the kernel: the last call of main(), by all invocations together, in no branch. An invocation that returns without it
+// keeps the host waiting for the end of the dispatch when it takes pages away, no more.
+void vksvm_end() {
+    if (vksvm_is_live_()) {
+        if (!vksvm_is_lockstep_()) vksvm_leave_(vksvm_epoch_);
+        else if (gl_LocalInvocationIndex == gl_WorkGroupSize.x * gl_WorkGroupSize.y * gl_WorkGroupSize.z - 1u)
+            vksvm_leave_(VksvmLiveWord_(vksvm_unit_()).value);
+    }
+}
 
 // Lets the host take pages away here. Device addresses obtained before are no longer good after it.
-void vksvm_safe_point() {}
+void vksvm_safe_point() {
+    if (vksvm_is_live_()) vksvm_move_();
+}
 
 // Whether this invocation's work is void: a page was missing and the workgroup will run again.
 bool vksvm_poisoned() { return vksvm_poisoned_; }
@@ -149,11 +234,29 @@ bool vksvm_poison_() {
     return (atomicOr(word.value, bit) & bit) == 0u;
 }
 
-// Appends to the fault queue. False if it is full: the workgroup is marked for replay all the same (I5).
+// Takes a place in the fault queue; in live mode it is a ring that the host drains meanwhile.
+bool vksvm_reserve_(out uint index) {
+    VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
+    if (!vksvm_is_live_()) {
+        index = atomicAdd(control.queue_head, 1u);
+        return index < control.queue_capacity;
+    }
+    for (uint tries = 0u; tries < 10000u; tries++) {
+        uint head = atomicOr(control.queue_head, 0u);
+        if (head - atomicOr(control.queue_tail, 0u) >= control.queue_capacity) return false;
+        if (atomicCompSwap(control.queue_head, head, head + 1u) == head) {
+            index = head % control.queue_capacity;
+            return true;
+        }
+    }
+    return false;
+}
+
+// Appends to the fault queue. False if it is full: the workgroup is marked for replay, or waits, all the same (I5).
 bool vksvm_report_(uint64_t va, uint bytes, uint flags) {
     VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
-    uint index = atomicAdd(control.queue_head, 1u);
-    if (index >= control.queue_capacity) return false;
+    uint index;
+    if (!vksvm_reserve_(index)) return false;
     if ((vksvm_variant_ & (VKSVM_VARIANT_PROBE | VKSVM_VARIANT_IDEMPOTENT)) == 0u) {
         uint stored = VksvmWord_(control.stored + 4ul * (vksvm_slot_ >> 5)).value;
         if (((stored >> (vksvm_slot_ & 31u)) & 1u) != 0u) flags |= VKSVM_FAULT_AFTER_STORE;
@@ -165,6 +268,10 @@ bool vksvm_report_(uint64_t va, uint bytes, uint flags) {
     fault.kernel = control.kernel;
     fault.workgroup = vksvm_workgroup_;
     fault.invocation = gl_LocalInvocationIndex;
+    if (vksvm_is_live_()) {
+        memoryBarrierBuffer();
+        atomicOr(fault.ready, 1u);
+    }
     return true;
 }
 
@@ -172,6 +279,17 @@ bool vksvm_report_(uint64_t va, uint bytes, uint flags) {
 uint64_t vksvm_sink_(uint64_t va, bool write) {
     VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
     return (write ? control.write_sink : control.zero_frame) + uint64_t(uint(va) & 0xFFFu);
+}
+
+// Reports the page of an entry as missing, unless somebody has.
+void vksvm_miss_(uint64_t at, uint64_t va, uint bytes, uint flags) {
+    bool write = (flags & VKSVM_FAULT_WRITE) != 0u;
+    VksvmWord_ low = VksvmWord_(at);
+    uint old = atomicOr(low.value, write ? VKSVM_PTE_PENDING_WRITE : VKSVM_PTE_PENDING_READ);
+    if ((old & (VKSVM_PTE_PENDING_READ | VKSVM_PTE_PENDING_WRITE)) == 0u) {
+        if (!vksvm_report_(va, bytes, flags))
+            atomicAnd(low.value, ~(VKSVM_PTE_PENDING_READ | VKSVM_PTE_PENDING_WRITE));
+    }
 }
 
 // Everything but the plain hit: setting accessed and dirty, putting the first store on record, misses.
@@ -187,40 +305,79 @@ uint64_t vksvm_slow_(uint64_t va, uint bytes, bool write) {
     }
     uint64_t at = vksvm_launch_.table + 8ul * page;
     VksvmWord_ low = VksvmWord_(at);
-    uvec2 entry = VksvmPte_(at).entry;
     uint need = write ? (VKSVM_PTE_VALID | VKSVM_PTE_WRITABLE) : VKSVM_PTE_VALID;
-    if ((entry.x & need) == need) {
-        if (write) {
-            if (vksvm_poisoned_ || (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u) return vksvm_sink_(va, true);
-            if ((vksvm_variant_ & VKSVM_VARIANT_IDEMPOTENT) == 0u && (vksvm_write_want_ & VKSVM_PTE_NEVER) != 0u) {
-                // On record first, then look whether a neighbour was poisoned: one of the two sees the other.
-                VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
-                uint bit = 1u << (vksvm_slot_ & 31u);
-                uint64_t word = 4ul * (vksvm_slot_ >> 5);
-                atomicOr(VksvmWord_(control.stored + word).value, bit);
-                if ((atomicOr(VksvmWord_(control.replay + word).value, 0u) & bit) != 0u) {
-                    vksvm_poison_();
-                    return vksvm_sink_(va, true);
+    uint asked = write ? VKSVM_PTE_PENDING_WRITE : (VKSVM_PTE_PENDING_READ | VKSVM_PTE_PENDING_WRITE);
+    bool live = vksvm_is_live_();
+    // Live, the loop is the waiting: every turn is a safe point, and a report that was dropped is made again.
+    uint limit = live ? VksvmControl_(vksvm_launch_.control).poll_limit : 1u;
+    for (uint polls = 0u; polls < limit; polls++) {
+        if (live) vksvm_move_();
+        uint entry = live ? VksvmLiveWord_(at).value : low.value;
+        if ((entry & need) == need) {
+            if (write) {
+                if (vksvm_poisoned_ || (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u) return vksvm_sink_(va, true);
+                if ((vksvm_variant_ & VKSVM_VARIANT_IDEMPOTENT) == 0u && (vksvm_write_want_ & VKSVM_PTE_NEVER) != 0u) {
+                    // On record first, then look whether a neighbour was poisoned: one of the two sees the other.
+                    VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
+                    uint bit = 1u << (vksvm_slot_ & 31u);
+                    uint64_t word = 4ul * (vksvm_slot_ >> 5);
+                    atomicOr(VksvmWord_(control.stored + word).value, bit);
+                    if ((atomicOr(VksvmWord_(control.replay + word).value, 0u) & bit) != 0u) {
+                        vksvm_poison_();
+                        return vksvm_sink_(va, true);
+                    }
+                    vksvm_write_want_ &= ~VKSVM_PTE_NEVER;
                 }
-                vksvm_write_want_ &= ~VKSVM_PTE_NEVER;
             }
+            uint set = write ? (VKSVM_PTE_ACCESSED | VKSVM_PTE_DIRTY) : VKSVM_PTE_ACCESSED;
+            // Live, the entry may have been taken away since; then the bits are collected by whoever took it.
+            if ((entry & set) != set) entry = atomicOr(low.value, set);
+            if ((entry & need) == need) {
+                uint high = live ? VksvmLiveWord_(at + 4ul).value : VksvmWord_(at + 4ul).value;
+                return packUint2x32(uvec2((entry & ~VKSVM_PTE_FLAGS) | (uint(va) & VKSVM_PTE_FLAGS), high));
+            }
+        } else {
+            if (!live) vksvm_poison_();
+            if (!live || (entry & asked) == 0u) vksvm_miss_(at, va, bytes, flags);
+            if (vksvm_poisoned_) return vksvm_sink_(va, write);
         }
-        uint set = write ? (VKSVM_PTE_ACCESSED | VKSVM_PTE_DIRTY) : VKSVM_PTE_ACCESSED;
-        if ((entry.x & set) != set) atomicOr(low.value, set);
-        return packUint2x32(uvec2((entry.x & ~VKSVM_PTE_FLAGS) | (uint(va) & VKSVM_PTE_FLAGS), entry.y));
     }
     vksvm_poison_();
-    uint old = atomicOr(low.value, write ? VKSVM_PTE_PENDING_WRITE : VKSVM_PTE_PENDING_READ);
-    if ((old & (VKSVM_PTE_PENDING_READ | VKSVM_PTE_PENDING_WRITE)) == 0u) {
-        if (!vksvm_report_(va, bytes, flags))
-            atomicAnd(low.value, ~(VKSVM_PTE_PENDING_READ | VKSVM_PTE_PENDING_WRITE));
+    return vksvm_sink_(va, write);
+}
+
+// Translates in live mode. In lockstep a neighbour that waited may have moved the unit over, and then what the others translated
+// before is void: they meet again behind the slow path, read the mark together, and together translate again.
+uint64_t vksvm_translate_live_(uint64_t va, uint bytes, bool write) {
+    uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
+    uint64_t at = vksvm_launch_.table + 8ul * page;
+    uint64_t result = 0ul;
+    for (uint round = 0u; round < 1000u; round++) {
+        uint want = write ? vksvm_write_want_ : VKSVM_READ_WANT_;
+        bool hit = false;
+        // Now and then the slow path is taken for its safe point alone.
+        if (page < uint64_t(vksvm_launch_.pages) && (++vksvm_hits_ & 63u) != 0u) {
+            uint entry = VksvmLiveWord_(at).value;
+            hit = (entry & want) == want;
+            if (hit) {
+                uint high = VksvmLiveWord_(at + 4ul).value;
+                result = packUint2x32(uvec2((entry & ~VKSVM_PTE_FLAGS) | (uint(va) & VKSVM_PTE_FLAGS), high));
+            }
+        }
+        if (!hit) result = vksvm_slow_(va, bytes, write);
+        if (!vksvm_is_lockstep_()) return result;
+        VksvmLiveWord_ moved = VksvmLiveWord_(vksvm_unit_() + 4ul);
+        if (moved.value == 0u) return result;
+        moved.value = 0u;
     }
+    vksvm_poison_();
     return vksvm_sink_(va, write);
 }
 
 uint64_t vksvm_translate_(uint64_t va, uint bytes, uint want, bool write) {
     if ((vksvm_variant_ & VKSVM_VARIANT_COUNT) != 0u)
         atomicAdd(VksvmControl_(vksvm_launch_.control).translations, 1u);
+    if (vksvm_is_live_()) return vksvm_translate_live_(va, bytes, write);
     uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
     if (page < uint64_t(vksvm_launch_.pages)) {
         uvec2 entry = VksvmPte_(vksvm_launch_.table + 8ul * page).entry;
@@ -264,23 +421,45 @@ void vksvm_copy_straddling_(uint64_t va, uint bytes, uint64_t first, uint64_t se
     }
 }
 
-uint64_t vksvm_straddle_(uint64_t va, uint bytes, bool write) {
-    uint want = write ? vksvm_write_want_ : VKSVM_READ_WANT_;
-    uint64_t second_va = (va | 0xFFFul) + 1ul;
-    uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
-    if (page < uint64_t(vksvm_launch_.pages) && !vksvm_poisoned_) {
-        uint entry = VksvmWord_(vksvm_launch_.table + 8ul * page).value;
-        if ((entry & VKSVM_PTE_LAST) != 0u) {
-            if (vksvm_poison_())
-                vksvm_report_(va, bytes, VKSVM_FAULT_OVERRUN | (write ? VKSVM_FAULT_WRITE : 0u));
-            return vksvm_sink_(va, write);
+// Live mode: the epoch in which translations were made.
+uint vksvm_unit_epoch_() {
+    if (!vksvm_is_live_()) return 0u;
+    return vksvm_is_lockstep_() ? VksvmLiveWord_(vksvm_unit_()).value : vksvm_epoch_;
+}
+
+// Translates an object that may straddle two pages.
+uint64_t vksvm_object_(uint64_t va, uint bytes, bool write) {
+    uint head = VKSVM_PAGE_SIZE - (uint(va) & 0xFFFu);
+    bool straddles = bytes > head;
+    if (straddles) {
+        uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
+        if (page < uint64_t(vksvm_launch_.pages) && !vksvm_poisoned_) {
+            uint entry = VksvmWord_(vksvm_launch_.table + 8ul * page).value;
+            if ((entry & VKSVM_PTE_LAST) != 0u) {
+                if (vksvm_poison_())
+                    vksvm_report_(va, bytes, VKSVM_FAULT_OVERRUN | (write ? VKSVM_FAULT_WRITE : 0u));
+                return vksvm_sink_(va, write);
+            }
         }
     }
-    uint64_t first = vksvm_translate_(va, bytes, want, write);
-    uint64_t second = vksvm_translate_(second_va, bytes - (VKSVM_PAGE_SIZE - (uint(va) & 0xFFFu)),
-                                       write ? vksvm_write_want_ : VKSVM_READ_WANT_, write);
+    // One call of the translation for both parts: compilers put every call's code in place.
+    uint64_t first = 0ul;
+    uint64_t second = 0ul;
+    uint parts = straddles ? 2u : 1u;
+    uint epoch = vksvm_unit_epoch_();
+    for (uint part = 0u; part < parts; part++) {
+        first = second;
+        second = vksvm_translate_((part & 1u) != 0u ? va + head : va, (part & 1u) != 0u ? bytes - head : bytes,
+                                  write ? vksvm_write_want_ : VKSVM_READ_WANT_, write);
+        // The second wait may have voided the first part: both again.
+        if (straddles && vksvm_is_live_() && part + 1u == parts && parts < 1000u && vksvm_unit_epoch_() != epoch) {
+            epoch = vksvm_unit_epoch_();
+            parts += 2u;
+        }
+    }
+    if (!straddles) return second;
     if (vksvm_poisoned_) return vksvm_sink_(va, write);
-    if (second == (first | 0xFFFul) + 1ul) return first;
+    if (second == first + head) return first;
     if (write && (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u) return vksvm_sink_(va, true);
     uint64_t copy = vksvm_bounce_(va, bytes);
     if (copy == 0ul) return vksvm_sink_(va, write);
@@ -288,28 +467,35 @@ uint64_t vksvm_straddle_(uint64_t va, uint bytes, bool write) {
     return copy;
 }
 
-bool vksvm_straddles_(uint64_t va, uint bytes) { return (uint(va) & 0xFFFu) + bytes > VKSVM_PAGE_SIZE; }
-
 // Device address for loading an object of `bytes` (at most a page) at any address.
 uint64_t vksvm_read(uint64_t va, uint bytes) {
-    if (vksvm_straddles_(va, bytes)) return vksvm_straddle_(va, bytes, false);
-    return vksvm_translate_(va, bytes, VKSVM_READ_WANT_, false);
+    return vksvm_object_(va, bytes, false);
 }
 
 // Device address under which an object of `bytes` (at most a page) may be changed; hand it to
 // vksvm_end_write() when done. Two invocations must not change the same object at the same time.
 uint64_t vksvm_begin_write(uint64_t va, uint bytes) {
-    if (vksvm_straddles_(va, bytes)) return vksvm_straddle_(va, bytes, true);
-    return vksvm_translate_(va, bytes, vksvm_write_want_, true);
+    return vksvm_object_(va, bytes, true);
 }
 
 // Makes what was stored through vksvm_begin_write() part of the object.
 void vksvm_end_write(uint64_t va, uint bytes, uint64_t address) {
-    if (!vksvm_straddles_(va, bytes)) return;
+    uint head = VKSVM_PAGE_SIZE - (uint(va) & 0xFFFu);
+    if (bytes <= head) return;
     VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
     if (address - control.bounce >= uint64_t(control.bounce_bytes)) return;
-    uint64_t first = vksvm_translate_(va, bytes, vksvm_write_want_, true);
-    uint64_t second = vksvm_translate_((va | 0xFFFul) + 1ul, bytes, vksvm_write_want_, true);
+    uint64_t first = 0ul;
+    uint64_t second = 0ul;
+    uint parts = 2u;
+    uint epoch = vksvm_unit_epoch_();
+    for (uint part = 0u; part < parts; part++) {
+        first = second;
+        second = vksvm_translate_((part & 1u) != 0u ? va + head : va, bytes, vksvm_write_want_, true);
+        if (vksvm_is_live_() && part + 1u == parts && parts < 1000u && vksvm_unit_epoch_() != epoch) {
+            epoch = vksvm_unit_epoch_();
+            parts += 2u;
+        }
+    }
     vksvm_copy_straddling_(va, bytes, first, second, address, true);
 }
 

@@ -51,13 +51,23 @@
 #define VKSVM_CONTROL_QUEUE_CAPACITY 56
 #define VKSVM_CONTROL_BOUNCE_BYTES 60
 #define VKSVM_CONTROL_KERNEL 64
+// Live mode: how often an invocation looks for its page before it gives up.
+#define VKSVM_CONTROL_POLL_LIMIT 68
+// Live mode: two words a slot, the unit's epoch and whether it moved over.
+#define VKSVM_CONTROL_UNITS 72
 // The launch's grid in z, in workgroups.
-#define VKSVM_CONTROL_GRID_Z 68
+#define VKSVM_CONTROL_GRID_Z 80
 // Counters, written by kernels, on a cache line of their own.
 #define VKSVM_CONTROL_QUEUE_HEAD 128
 #define VKSVM_CONTROL_BOUNCE_HEAD 132
 #define VKSVM_CONTROL_TRANSLATIONS 136
-#define VKSVM_CONTROL_SIZE 192
+// Live mode, written by the host while kernels run.
+#define VKSVM_CONTROL_EPOCH 192
+#define VKSVM_CONTROL_GIVE_UP 196
+#define VKSVM_CONTROL_QUEUE_TAIL 200
+// Live mode: units counted in even and in odd epochs.
+#define VKSVM_CONTROL_COUNTS 256
+#define VKSVM_CONTROL_SIZE 320
 
 // Fault queue entry.
 #define VKSVM_FAULT_ADDRESS 0
@@ -66,6 +76,8 @@
 #define VKSVM_FAULT_KERNEL 16
 #define VKSVM_FAULT_WORKGROUP 20
 #define VKSVM_FAULT_INVOCATION 24
+// Live mode: nonzero once the entry is written; the host sets it back.
+#define VKSVM_FAULT_READY 28
 #define VKSVM_FAULT_SIZE 32
 
 // Fault flags.
@@ -90,5 +102,9 @@
 #define VKSVM_VARIANT_IDEMPOTENT 2
 // Count translations.
 #define VKSVM_VARIANT_COUNT 4
+// Wait for missing pages inside the kernel. Units are counted in epochs.
+#define VKSVM_VARIANT_LIVE 8
+// A unit is a workgroup, all of whose invocations run on one thread; otherwise an invocation.
+#define VKSVM_VARIANT_LOCKSTEP 16
 
 #endif

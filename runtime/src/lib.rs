@@ -25,5 +25,5 @@ pub use kernel::{Kernel, KernelError, Launch, LaunchError, LaunchReport, Pending
 pub use mm::heap::{Heap, HeapError, SvmBox, SvmMap, SvmVec};
 pub use mm::pages::{PageInfo, PageState};
 pub use observe::Stats;
-pub use svm::{Builder, Info, OpenError, Svm};
+pub use svm::{Builder, FaultMode, Info, OpenError, Svm};
 pub use track::TrackerKind;

@@ -1,13 +1,14 @@
 //! The runtime as a program sees it: open it, get its heap, load kernels, ask what it did.
 
 use crate::addr::{PAGE_SIZE, VirtAddr};
+use crate::device::soft::{SoftContext, SoftDevice, SoftOptions};
 use crate::device::vulkan::{CopyPath, VulkanDevice, VulkanOptions};
-use crate::device::{Device, DeviceError, layout};
+use crate::device::{Device, DeviceError, LiveUnit, layout};
 use crate::hmm::Mirror;
 use crate::kernel::execute::{Executor, ExecutorOptions, Job};
 use crate::kernel::{Kernel, KernelError, KernelModule, Scope};
 use crate::mm::heap::Heap;
-use crate::mm::pages::{DeviceNumber, PageInfo};
+use crate::mm::pages::PageInfo;
 use crate::mm::space::AddressSpace;
 use crate::mm::views::{DEFAULT_RESERVATION, OwnedViews, ViewsError};
 use crate::observe::{Counters, Stats};
@@ -18,6 +19,7 @@ use parking_lot::Mutex;
 use std::fmt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// The runtime could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -59,8 +61,43 @@ pub struct Builder {
     queue_capacity: Option<u32>,
     validation: Option<bool>,
     copy_path: Option<CopyPath>,
+    prefetch: Option<bool>,
+    fault_mode: Option<FaultMode>,
+    poll_limit: Option<u32>,
+    time_limit: Option<Duration>,
     count_translations: bool,
     trap_untranslated: bool,
+    other: Option<OtherDevice>,
+    shared: Option<SharedHeap>,
+}
+
+/// A device that is not chosen among Vulkan's.
+#[derive(Clone)]
+enum OtherDevice {
+    Soft(SoftOptions),
+    Given(Arc<dyn Device>),
+}
+
+impl fmt::Debug for OtherDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Soft(options) => options.fmt(f),
+            Self::Given(device) => f.write_str(&device.info().name),
+        }
+    }
+}
+
+/// The heap of another runtime.
+#[derive(Clone)]
+struct SharedHeap {
+    space: Arc<AddressSpace>,
+    heap: Heap,
+}
+
+impl fmt::Debug for SharedHeap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.heap.fmt(f)
+    }
 }
 
 impl Builder {
@@ -68,6 +105,29 @@ impl Builder {
     #[must_use]
     pub fn device(mut self, device: impl Into<String>) -> Self {
         self.device = Some(device.into());
+        self
+    }
+
+    /// Runs Rust functions on the reference device instead of shaders on a Vulkan device; see [`Svm::soft_kernel`].
+    #[must_use]
+    pub fn soft_device(mut self, options: SoftOptions) -> Self {
+        self.other = Some(OtherDevice::Soft(options));
+        self
+    }
+
+    /// Uses this device, which may be anything that implements [`Device`]. It must not be in use by another runtime.
+    #[must_use]
+    pub fn with_device(mut self, device: Arc<dyn Device>) -> Self {
+        self.other = Some(OtherDevice::Given(device));
+        self
+    }
+
+    /// Shares the heap of a runtime that is open, so that several devices work on the same pointers. Each page is then
+    /// writable on one of them, or on the CPU, at a time, or readable on all. Options that concern heap and tracker
+    /// have no effect. The heap lives as long as any of the runtimes, or a handle to it.
+    #[must_use]
+    pub fn share_heap_with(mut self, svm: &Svm) -> Self {
+        self.shared = Some(SharedHeap { space: svm.inner.space.clone(), heap: svm.inner.heap.clone() });
         self
     }
 
@@ -114,6 +174,14 @@ impl Builder {
         self
     }
 
+    /// Maps pages on the device before a kernel asks for them, where recent misses suggest it. Environment:
+    /// `VKSVM_PREFETCH=0` switches it off. Default: on.
+    #[must_use]
+    pub fn prefetch(mut self, on: bool) -> Self {
+        self.prefetch = Some(on);
+        self
+    }
+
     /// Has kernels count their translations ([`Stats::translations`]). Default: off; it costs an atomic each.
     #[must_use]
     pub fn count_translations(mut self, on: bool) -> Self {
@@ -129,37 +197,89 @@ impl Builder {
         self
     }
 
+    /// How device faults are serviced. Environment: `VKSVM_FAULT_MODE` (`live`, `replay` or `auto`). Default: `auto`.
+    #[must_use]
+    pub fn fault_mode(mut self, mode: FaultMode) -> Self {
+        self.fault_mode = Some(mode);
+        self
+    }
+
+    /// In live mode, how often an invocation looks for its page before it gives up and is replayed. Default: 2^26, seconds.
+    #[must_use]
+    pub fn poll_limit(mut self, polls: u32) -> Self {
+        self.poll_limit = Some(polls);
+        self
+    }
+
+    /// In live mode, how long a launch may take before it is cancelled: waiting invocations give up, those that call into
+    /// `vksvm.glsl` are poisoned, and the launch ends with an error. A kernel that loops without such calls, or does not look at
+    /// `vksvm_poisoned()`, cannot be stopped. Default: no limit.
+    #[must_use]
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.time_limit = Some(limit);
+        self
+    }
+
     /// Opens the runtime.
     ///
     /// # Errors
     /// Says what is missing and what to do about it.
     pub fn build(self) -> Result<Svm, OpenError> {
         let counters = Arc::new(Counters::default());
-        let device = Arc::new(VulkanDevice::open(&VulkanOptions {
-            device: self.device.clone().or_else(|| variable("VKSVM_DEVICE")),
-            validation: self.validation.unwrap_or_else(|| variable("VKSVM_VALIDATION").is_some_and(|value| value != "0")),
-            copy_path: self.copy_path.map_or_else(copy_path_from_environment, Ok)?,
-        })?);
+        let mode = self.fault_mode.map_or_else(fault_mode_from_environment, Ok)?;
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let try_live = match mode {
+            FaultMode::Live => true,
+            FaultMode::Replay => false,
+            FaultMode::Auto => processors >= AUTO_LIVE_PROCESSORS,
+        };
+        let mut vulkan = None;
+        let device: Arc<dyn Device> = match self.other {
+            Some(OtherDevice::Given(ref device)) => device.clone(),
+            Some(OtherDevice::Soft(ref options)) => Arc::new(SoftDevice::new(options)?),
+            None => vulkan
+                .insert(Arc::new(VulkanDevice::open(&VulkanOptions {
+                    device: self.device.clone().or_else(|| variable("VKSVM_DEVICE")),
+                    validation: self
+                        .validation
+                        .unwrap_or_else(|| variable("VKSVM_VALIDATION").is_some_and(|value| value != "0")),
+                    copy_path: self.copy_path.map_or_else(copy_path_from_environment, Ok)?,
+                    leave_processor: try_live,
+                })?))
+                .clone(),
+        };
+        let SharedHeap { space, heap } = match self.shared {
+            Some(ref shared) => shared.clone(),
+            None => self.new_heap(&counters)?,
+        };
+        if device.info().is_cpu {
+            space.add_driver_threads(&device.driver_threads());
+        }
+        let frames = match self.frames {
+            Some(frames) => frames,
+            None => frames_from_environment()?.unwrap_or_else(|| default_frames(device.as_ref())),
+        };
+        let (live, fault_mode) = choose_fault_mode(mode, device.as_ref(), processors)?;
+        let options = ExecutorOptions {
+            queue_capacity: self.queue_capacity.unwrap_or(1 << 16),
+            count_translations: self.count_translations,
+            trap_untranslated: self.trap_untranslated,
+            live,
+            poll_limit: self.poll_limit.unwrap_or(1 << 26),
+            time_limit: self.time_limit,
+            prefetch: self.prefetch.unwrap_or_else(|| variable("VKSVM_PREFETCH").is_none_or(|value| value != "0")),
+        };
+        Svm::assemble(device, vulkan, space, heap, counters, frames, fault_mode, options)
+    }
+
+    fn new_heap(&self, counters: &Arc<Counters>) -> Result<SharedHeap, OpenError> {
         let views = OwnedViews::reserve(self.heap_bytes.unwrap_or(DEFAULT_RESERVATION))?;
         let kind = self.tracker.map_or_else(tracker_from_environment, |kind| Ok(Some(kind)))?;
         // SAFETY: the address space owns the views and stops the tracker before it lets go of them; references into the app
         // view are the heap's to give out, and their holders' accesses are resolved by the address space.
         let tracker = unsafe { track::choose(kind, views.views(), &track::TrackerOptions::default()) }?;
         let space = AddressSpace::new(views, tracker, counters.clone())?;
-        if device.info().is_cpu {
-            space.set_driver_threads(device.driver_threads());
-        }
-        let heap = Heap::new(space.clone());
-        let frames = match self.frames {
-            Some(frames) => frames,
-            None => frames_from_environment()?.unwrap_or_else(|| default_frames(device.as_ref())),
-        };
-        let options = ExecutorOptions {
-            queue_capacity: self.queue_capacity.unwrap_or(1 << 16),
-            count_translations: self.count_translations,
-            trap_untranslated: self.trap_untranslated,
-        };
-        Svm::assemble(device, space, heap, counters, frames, options)
+        Ok(SharedHeap { heap: Heap::new(space.clone()), space })
     }
 }
 
@@ -175,6 +295,69 @@ fn tracker_from_environment() -> Result<Option<TrackerKind>, OpenError> {
             value: value.into(),
             reason: "expected userfaultfd, sigsegv or auto".into(),
         }),
+    }
+}
+
+/// Processors from which on `auto` takes live mode on a device that computes on the CPU: one is the service thread's alone.
+const AUTO_LIVE_PROCESSORS: usize = 4;
+
+/// How device faults are serviced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FaultMode {
+    /// Live where a start-up probe shows that it works and it is known to pay, replay elsewhere.
+    #[default]
+    Auto,
+    /// A missing page restarts its workgroup once it is there. Works on every device.
+    Replay,
+    /// A missing page is waited for inside the kernel.
+    Live,
+}
+
+fn fault_mode_from_environment() -> Result<FaultMode, OpenError> {
+    match variable("VKSVM_FAULT_MODE").as_deref() {
+        None | Some("auto") => Ok(FaultMode::Auto),
+        Some("replay") => Ok(FaultMode::Replay),
+        Some("live") => Ok(FaultMode::Live),
+        Some(value) => Err(OpenError::Option {
+            name: "VKSVM_FAULT_MODE",
+            value: value.into(),
+            reason: "expected live, replay or auto".into(),
+        }),
+    }
+}
+
+/// The units of live mode, or none for replay; and a line that says why.
+fn choose_fault_mode(
+    mode: FaultMode,
+    device: &dyn Device,
+    processors: usize,
+) -> Result<(Option<LiveUnit>, String), OpenError> {
+    let replay = |why: &str| Ok((None, format!("replay: {why}")));
+    match mode {
+        FaultMode::Replay => return replay("asked for"),
+        FaultMode::Auto if !device.info().is_cpu => {
+            return replay("live mode has not been measured on such devices; VKSVM_FAULT_MODE=live tries it");
+        }
+        FaultMode::Auto if processors < AUTO_LIVE_PROCESSORS => {
+            return replay("live mode would keep one of few processors for the service thread");
+        }
+        FaultMode::Auto | FaultMode::Live => {}
+    }
+    match (device.probe_live(), mode) {
+        (Ok(unit), _) => Ok((
+            Some(unit),
+            format!(
+                "live, by {}",
+                match unit {
+                    LiveUnit::Workgroup => "workgroup",
+                    LiveUnit::Invocation => "invocation",
+                }
+            ),
+        )),
+        (Err(why), FaultMode::Live) => {
+            Err(OpenError::Option { name: "VKSVM_FAULT_MODE", value: "live".into(), reason: why })
+        }
+        (Err(why), _) => replay(&why),
     }
 }
 
@@ -208,7 +391,9 @@ fn default_frames(device: &dyn Device) -> u32 {
 pub(crate) struct Inner {
     pub(crate) space: Arc<AddressSpace>,
     pub(crate) heap: Heap,
-    device: Arc<VulkanDevice>,
+    device: Arc<dyn Device>,
+    vulkan: Option<Arc<VulkanDevice>>,
+    fault_mode: String,
     mirror: Arc<DeviceMirror>,
     counters: Arc<Counters>,
     registration: Mutex<Option<Arc<Mirror>>>,
@@ -240,6 +425,7 @@ impl Drop for Inner {
         {
             tracing::error!("unregistering the mirror: {error}");
         }
+        self.space.remove_driver_threads(&self.device.driver_threads());
     }
 }
 
@@ -267,21 +453,22 @@ impl Svm {
     }
 
     fn assemble(
-        device: Arc<VulkanDevice>,
+        device: Arc<dyn Device>,
+        vulkan: Option<Arc<VulkanDevice>>,
         space: Arc<AddressSpace>,
         heap: Heap,
         counters: Arc<Counters>,
         frames: u32,
+        fault_mode: String,
         options: ExecutorOptions,
     ) -> Result<Self, OpenError> {
-        let mirror = Arc::new(DeviceMirror::new(
-            device.clone(),
-            space.home().clone(),
-            counters.clone(),
-            DeviceNumber(0),
-            frames,
-        )?);
-        let registration = Mirror::register(space.notifiers(), mirror.owner(), "vulkan", mirror.clone())
+        let number = space
+            .new_device()
+            .ok_or_else(|| OpenError::Start("256 devices have used this heap; open a new one".into()))?;
+        let name = device.info().name.clone();
+        let mirror =
+            Arc::new(DeviceMirror::new(device.clone(), space.home().clone(), counters.clone(), number, frames)?);
+        let registration = Mirror::register(space.notifiers(), mirror.owner(), name, mirror.clone())
             .map_err(|error| OpenError::Start(error.to_string()))?;
         let registration = Arc::new(registration);
         let executor = Executor::new(
@@ -306,6 +493,8 @@ impl Svm {
                 space,
                 heap,
                 device,
+                vulkan,
+                fault_mode,
                 mirror,
                 counters,
                 registration: Mutex::new(Some(registration)),
@@ -332,13 +521,38 @@ impl Svm {
     /// If the module cannot be read, cannot be rewritten, needs more than the device offers, or is refused by the
     /// driver.
     pub unsafe fn kernel(&self, name: &str, spirv: &[u8]) -> Result<Kernel, KernelError> {
-        let module = KernelModule::new(name, spirv)?;
+        self.ready(KernelModule::new(name, spirv)?)
+    }
+
+    /// A kernel that is a Rust function, for a runtime opened with [`Builder::soft_device`]. It is called once for every
+    /// invocation; `local_size` is the workgroup's size and `argument_bytes` that of the structure it reads its arguments from.
+    ///
+    /// # Safety
+    /// As for [`kernel`](Self::kernel): it writes only, through [`SoftContext`], to objects that its launches are given for writing
+    /// or that are reachable from these, and reads only likewise. It does not touch the heap in any other way.
+    ///
+    /// # Errors
+    /// If it needs more than the device offers, or the device runs shaders.
+    pub unsafe fn soft_kernel(
+        &self,
+        name: &str,
+        local_size: [u32; 3],
+        argument_bytes: usize,
+        function: impl Fn(&mut SoftContext<'_>) + Send + Sync + 'static,
+    ) -> Result<Kernel, KernelError> {
+        self.ready(KernelModule::soft(name, local_size, argument_bytes, Arc::new(function)))
+    }
+
+    /// Checks a module against the device's limits and has the device prepare it.
+    fn ready(&self, module: KernelModule) -> Result<Kernel, KernelError> {
+        let name = &module.name;
         let info = self.inner.device.info();
         let fits = module.local_size.iter().zip(info.workgroup_size).all(|(&size, limit)| size <= limit);
         let invocations = module.local_size.iter().map(|&size| u64::from(size)).product::<u64>();
-        if !fits || invocations > u64::from(info.workgroup_invocations) {
+        let empty = module.local_size.contains(&0);
+        if !fits || empty || invocations > u64::from(info.workgroup_invocations) {
             return Err(KernelError::WorkgroupTooLarge {
-                kernel: name.into(),
+                kernel: name.clone(),
                 size: module.local_size,
                 limit: info.workgroup_size,
                 invocations: info.workgroup_invocations,
@@ -347,7 +561,7 @@ impl Svm {
         let room = info.push_constant_bytes - layout::LAUNCH_BYTES;
         if module.argument_bytes > room {
             return Err(KernelError::TooManyArguments {
-                kernel: name.into(),
+                kernel: name.clone(),
                 bytes: module.argument_bytes,
                 limit: room,
             });
@@ -376,6 +590,16 @@ impl Svm {
         self.inner.mirror.lost()
     }
 
+    /// The device itself, for plain Vulkan work beside the shared heap; `None` on other devices.
+    pub fn vulkan(&self) -> Option<&Arc<VulkanDevice>> {
+        self.inner.vulkan.as_ref()
+    }
+
+    /// Bytes of page table that the device holds for the heap, for reports on what mirroring costs.
+    pub fn table_bytes(&self) -> usize {
+        self.inner.mirror.table_bytes()
+    }
+
     /// What the validation layers said so far; empty without them.
     pub fn validation_messages(&self) -> Vec<String> {
         self.inner.device.validation_messages()
@@ -393,7 +617,7 @@ impl Svm {
             tracker_details: self.inner.space.tracker().describe(),
             heap_bytes: u64::from(self.inner.space.home().views.pages()) * PAGE_SIZE as u64,
             frames: self.inner.mirror.frames().limit,
-            fault_mode: "replay",
+            fault_mode: self.inner.fault_mode.clone(),
         }
     }
 }
@@ -418,7 +642,7 @@ pub struct Info {
     /// The most frames of device memory in use.
     pub frames: u32,
     /// How device faults are serviced.
-    pub fault_mode: &'static str,
+    pub fault_mode: String,
 }
 
 impl fmt::Display for Info {

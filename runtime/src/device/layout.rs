@@ -73,6 +73,8 @@ pub mod pte {
     pub const ZERO: u64 = define("VKSVM_PTE_ZERO") as u64;
     /// The page is the last of its VMA.
     pub const LAST: u64 = define("VKSVM_PTE_LAST") as u64;
+    /// Never set in an entry; see the layout file.
+    pub const NEVER: u64 = define("VKSVM_PTE_NEVER") as u64;
     /// All flag bits.
     pub const FLAGS: u64 = define("VKSVM_PTE_FLAGS") as u64;
 }
@@ -103,6 +105,10 @@ pub mod variant {
     pub const IDEMPOTENT: u32 = define("VKSVM_VARIANT_IDEMPOTENT");
     /// Translations are counted.
     pub const COUNT: u32 = define("VKSVM_VARIANT_COUNT");
+    /// Missing pages are waited for inside the kernel.
+    pub const LIVE: u32 = define("VKSVM_VARIANT_LIVE");
+    /// Workgroups move over as one.
+    pub const LOCKSTEP: u32 = define("VKSVM_VARIANT_LOCKSTEP");
 }
 
 /// Launch flag: workgroup ids come from the work list.
@@ -160,10 +166,14 @@ pub struct Control {
     pub bounce_bytes: u32,
     /// The running kernel's id.
     pub kernel: u32,
+    /// Live mode: polls before an invocation gives up waiting.
+    pub poll_limit: u32,
+    /// Live mode: two words a slot, the unit's epoch and whether it moved over.
+    pub units: DeviceAddress,
     /// The launch's grid in z, in workgroups.
     pub grid_z: u32,
     /// Up to the counters' cache line.
-    pub reserved: [u32; 14],
+    pub reserved: [u32; 11],
     /// Entries appended, also those that found no room.
     pub queue_head: u32,
     /// Bytes of the bounce arena handed out.
@@ -171,7 +181,19 @@ pub struct Control {
     /// Translations made, in variants that count.
     pub translations: u32,
     /// Up to the end of the cache line.
-    pub tail: [u32; 13],
+    pub reserved_counters: [u32; 13],
+    /// Live mode: the epoch, counted up by the host.
+    pub epoch: u32,
+    /// Live mode: nonzero tells waiting invocations to stop waiting.
+    pub give_up: u32,
+    /// Live mode: entries drained from the fault queue.
+    pub queue_tail: u32,
+    /// Up to the end of the cache line.
+    pub reserved_live: [u32; 13],
+    /// Live mode: units counted in even and in odd epochs.
+    pub counts: [u32; 2],
+    /// Up to the end of the cache line.
+    pub reserved_counts: [u32; 14],
 }
 
 /// An entry of the fault queue.
@@ -190,8 +212,8 @@ pub struct FaultEntry {
     pub workgroup: u32,
     /// Index of the invocation in its workgroup.
     pub invocation: u32,
-    /// Up to the entry's size.
-    pub reserved: u32,
+    /// Live mode: nonzero once the entry is written.
+    pub ready: u32,
 }
 
 const _: () = {
@@ -219,6 +241,13 @@ const _: () = {
     assert!(offset_of!(Control, queue_head) == define("VKSVM_CONTROL_QUEUE_HEAD") as usize);
     assert!(offset_of!(Control, bounce_head) == define("VKSVM_CONTROL_BOUNCE_HEAD") as usize);
     assert!(offset_of!(Control, translations) == define("VKSVM_CONTROL_TRANSLATIONS") as usize);
+    assert!(offset_of!(Control, poll_limit) == define("VKSVM_CONTROL_POLL_LIMIT") as usize);
+    assert!(offset_of!(Control, units) == define("VKSVM_CONTROL_UNITS") as usize);
+    assert!(offset_of!(Control, epoch) == define("VKSVM_CONTROL_EPOCH") as usize);
+    assert!(offset_of!(Control, give_up) == define("VKSVM_CONTROL_GIVE_UP") as usize);
+    assert!(offset_of!(Control, queue_tail) == define("VKSVM_CONTROL_QUEUE_TAIL") as usize);
+    assert!(offset_of!(Control, counts) == define("VKSVM_CONTROL_COUNTS") as usize);
+    assert!(offset_of!(FaultEntry, ready) == define("VKSVM_FAULT_READY") as usize);
     assert!(size_of::<Control>() == define("VKSVM_CONTROL_SIZE") as usize);
     assert!(offset_of!(FaultEntry, address) == define("VKSVM_FAULT_ADDRESS") as usize);
     assert!(offset_of!(FaultEntry, bytes) == define("VKSVM_FAULT_BYTES") as usize);

@@ -7,6 +7,7 @@
 mod frames;
 pub mod layout;
 mod queue;
+pub mod soft;
 mod table;
 pub mod vulkan;
 
@@ -52,7 +53,7 @@ pub enum DeviceError {
     )]
     NoLoader(String),
     /// No device that can be used; says why for each.
-    #[error("no suitable Vulkan device{}. vksvm needs Vulkan 1.2 with bufferDeviceAddress, shaderInt64, scalarBlockLayout and timelineSemaphore", list(.0))]
+    #[error("no suitable Vulkan device{}vksvm needs Vulkan 1.2 with bufferDeviceAddress, shaderInt64, scalarBlockLayout and timelineSemaphore", list(.0))]
     NoDevice(Vec<String>),
     /// The driver is known, or was found, to compute wrong results.
     #[error(
@@ -97,9 +98,9 @@ pub enum DeviceError {
 
 fn list(reasons: &[String]) -> String {
     if reasons.is_empty() {
-        return " (none is present)".into();
+        return ": none is present; ".into();
     }
-    reasons.iter().map(|reason| format!("\n  {reason}")).collect::<String>() + "\n"
+    format!(":\n{}", reasons.iter().map(|reason| format!("  {reason}\n")).collect::<String>())
 }
 
 /// Memory that host and device both read and write, coherently. Freed on drop.
@@ -148,6 +149,15 @@ pub struct Dispatch<'a> {
     pub groups: [u32; 2],
 }
 
+/// Which invocations move over together in live mode: whoever cannot run while another waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LiveUnit {
+    /// A workgroup: its subgroups run one after the other on one thread, their invocations in lockstep.
+    Workgroup,
+    /// Each invocation on its own: all of them are scheduled independently.
+    Invocation,
+}
+
 /// Access to shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SharedUse {
@@ -191,11 +201,34 @@ pub trait Device: Send + Sync {
     /// its writes to shared memory are visible to the host after. Returns the time it took.
     fn run(&self, dispatch: &Dispatch<'_>) -> Result<Duration, DeviceError>;
 
+    /// Whether the device can take part in live mode, and in which units its invocations move over; otherwise why not. Found by
+    /// running bounded probes, so it may take milliseconds.
+    fn probe_live(&self) -> Result<LiveUnit, String> {
+        Err("the device cannot start a dispatch without waiting for it".into())
+    }
+
+    /// Starts a dispatch without waiting for its end; one at a time. Only on devices whose `probe_live` succeeds.
+    fn start(&self, dispatch: &Dispatch<'_>) -> Result<(), DeviceError> {
+        let _ = dispatch;
+        Err(DeviceError::Call { call: "start", reason: "not supported by this device".into() })
+    }
+
+    /// Waits up to `patience` for the dispatch that was started; true once it has ended.
+    fn ended(&self, patience: Duration) -> Result<bool, DeviceError> {
+        let _ = patience;
+        Ok(true)
+    }
+
     /// Makes the kernel's variant ready to run, so that a bad module fails early.
     fn prepare(&self, kernel: &KernelModule, variant: u32) -> Result<(), DeviceError>;
 
     /// Lets go of what was kept for a kernel that will not run again.
     fn forget(&self, kernel: &KernelModule);
+
+    /// What validation layers said so far; empty without them.
+    fn validation_messages(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Kernel thread ids of the driver's own threads, for a device that computes on the CPU.
     fn driver_threads(&self) -> Vec<u32> {

@@ -43,6 +43,26 @@ impl FaultQueue {
         self.memory.address()
     }
 
+    /// Appends the entries that kernels have finished writing to `into`, while they run. Kernels reserve places in order but finish
+    /// in any; the first unfinished one ends the round. `tail` is the control block's count of drained entries.
+    pub fn drain_live(&self, tail: &AtomicU32, into: &mut Vec<FaultEntry>) {
+        let mut at = tail.load(Ordering::Relaxed);
+        loop {
+            // SAFETY: in bounds by the remainder; the ready word is accessed atomically by both sides.
+            let entry = unsafe { self.memory.host().cast::<FaultEntry>().add((at % self.capacity) as usize) };
+            // SAFETY: as above.
+            let ready = unsafe { entry.cast::<u8>().add(offset_of!(FaultEntry, ready)).cast::<AtomicU32>().as_ref() };
+            if ready.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            // SAFETY: ready says that its writer is done; nobody writes the place again before the tail has passed it.
+            into.push(unsafe { entry.read() });
+            ready.store(0, Ordering::Release);
+            at = at.wrapping_add(1);
+            tail.store(at, Ordering::Release);
+        }
+    }
+
     /// Appends all entries to `into` and empties the queue. No dispatch may be in flight.
     pub fn drain(&self, control: &dyn SharedMemory, into: &mut Vec<FaultEntry>) -> Drained {
         // SAFETY: the control block is at least `size_of::<Control>()` bytes, aligned, and accessed atomically here.

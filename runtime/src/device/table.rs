@@ -69,9 +69,10 @@ impl PageTable {
         self.entry(page).fetch_or(flags, Ordering::AcqRel);
     }
 
-    /// Makes the entry invalid, returning it as it was, with the accessed and dirty bits of that moment.
+    /// Makes the entry invalid, returning it as it was, with the accessed and dirty bits of that moment. The address stays, so that
+    /// a kernel that found the entry valid just before does not read half of another address.
     pub fn take(&self, page: PageIndex) -> u64 {
-        self.entry(page).swap(0, Ordering::AcqRel)
+        self.entry(page).fetch_and(!pte::FLAGS, Ordering::AcqRel)
     }
 
     /// The part of `range` that the table covers.

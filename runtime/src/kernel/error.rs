@@ -45,7 +45,11 @@ pub struct KernelFault {
 impl fmt::Display for KernelFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [x, y, z] = self.workgroup;
-        write!(f, "kernel `{}`, workgroup ({x}, {y}, {z}), invocation {}: {}", self.kernel, self.invocation, self.access)?;
+        write!(
+            f,
+            "kernel `{}`, workgroup ({x}, {y}, {z}), invocation {}: {}",
+            self.kernel, self.invocation, self.access
+        )?;
         if self.bytes > 0 {
             write!(f, " of {} bytes", self.bytes)?;
         }
@@ -65,11 +69,23 @@ impl fmt::Display for KernelFault {
             Some((start, bytes)) => {
                 let end = start.0 + bytes;
                 if self.address >= start && self.address.0 < end {
-                    write!(f, "; it lies {} bytes into the allocation of {bytes} bytes at {start}", self.address.0 - start.0)
+                    write!(
+                        f,
+                        "; it lies {} bytes into the allocation of {bytes} bytes at {start}",
+                        self.address.0 - start.0
+                    )
                 } else if self.address < start {
-                    write!(f, "; {} bytes before the nearest allocation, {bytes} bytes at {start}", start.0 - self.address.0)
+                    write!(
+                        f,
+                        "; {} bytes before the nearest allocation, {bytes} bytes at {start}",
+                        start.0 - self.address.0
+                    )
                 } else {
-                    write!(f, "; {} bytes past the end of the nearest allocation, {bytes} bytes at {start}", self.address.0 - end)
+                    write!(
+                        f,
+                        "; {} bytes past the end of the nearest allocation, {bytes} bytes at {start}",
+                        self.address.0 - end
+                    )
                 }
             }
             None => write!(f, "; the heap has no allocation"),
@@ -99,7 +115,9 @@ pub enum LaunchError {
         limit: u64,
     },
     /// The arguments do not fit the kernel's.
-    #[error("kernel `{kernel}` takes {expected} bytes of arguments (VKSVM_ARGS) and was given {given}; push them in order, with their exact types")]
+    #[error(
+        "kernel `{kernel}` takes {expected} bytes of arguments (VKSVM_ARGS) and was given {given}; push them in order, with their exact types"
+    )]
     Arguments {
         /// The kernel's name.
         kernel: String,
@@ -109,7 +127,9 @@ pub enum LaunchError {
         given: usize,
     },
     /// A pointer argument does not point into the heap.
-    #[error("kernel `{kernel}`, argument {index}: {address} is not in the shared heap; allocate the object with the heap's allocator")]
+    #[error(
+        "kernel `{kernel}`, argument {index}: {address} is not in the shared heap; allocate the object with the heap's allocator"
+    )]
     NotInHeap {
         /// The kernel's name.
         kernel: String,
@@ -135,7 +155,9 @@ pub enum LaunchError {
     #[error("late fault: {0}")]
     LateFault(Box<KernelFault>),
     /// One workgroup needs more frames than there are.
-    #[error("kernel `{kernel}`, workgroup {workgroup:?}: this workgroup alone needs more than the {frames} frames of 4 KiB that the device may use; raise the frame limit or let a workgroup touch fewer pages")]
+    #[error(
+        "kernel `{kernel}`, workgroup {workgroup:?}: this workgroup alone needs more than the {frames} frames of 4 KiB that the device may use; raise the frame limit or let a workgroup touch fewer pages"
+    )]
     OutOfFrames {
         /// The kernel's name.
         kernel: String,
@@ -145,7 +167,9 @@ pub enum LaunchError {
         frames: u32,
     },
     /// One workgroup reads more straddling objects than can be copied.
-    #[error("kernel `{kernel}`, workgroup {workgroup:?}: its objects that straddle pages need more than the {bytes} bytes set aside for their copies; align the objects so that they do not straddle, or read fewer of them")]
+    #[error(
+        "kernel `{kernel}`, workgroup {workgroup:?}: its objects that straddle pages need more than the {bytes} bytes set aside for their copies; align the objects so that they do not straddle, or read fewer of them"
+    )]
     OutOfBounce {
         /// The kernel's name.
         kernel: String,
@@ -154,8 +178,20 @@ pub enum LaunchError {
         /// Bytes set aside.
         bytes: u32,
     },
+    /// The launch took too long and was cancelled. What the kernel wrote so far stays written.
+    #[error(
+        "kernel `{kernel}` was cancelled after {limit:?}: its invocations waited, or ran, for too long; raise the time limit if it needs more"
+    )]
+    TimedOut {
+        /// The kernel's name.
+        kernel: String,
+        /// The time limit.
+        limit: std::time::Duration,
+    },
     /// The kernel followed a pointer without translating it: driver threads touched the heap.
-    #[error("kernel `{kernel}` dereferences heap addresses without translating them: the driver's threads touched the heap. Pass every pointer through vksvm_read, vksvm_write or vksvm_atomic")]
+    #[error(
+        "kernel `{kernel}` dereferences heap addresses without translating them: the driver's threads touched the heap. Pass every pointer through vksvm_read, vksvm_write or vksvm_atomic"
+    )]
     Untranslated {
         /// The kernel's name.
         kernel: String,

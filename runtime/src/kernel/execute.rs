@@ -21,7 +21,7 @@ use super::KernelModule;
 use super::error::{FaultReason, KernelFault, LaunchError};
 use crate::addr::{Access, PageIndex, VirtAddr};
 use crate::device::layout::{Control, FaultEntry, LAUNCH_LISTED, LaunchBlock, fault_flags, variant};
-use crate::device::{DeviceError, Dispatch, FaultQueue, SharedMemory, SharedUse};
+use crate::device::{DeviceError, Dispatch, FaultQueue, LiveUnit, SharedMemory, SharedUse};
 use crate::hmm::Mirror;
 use crate::mm::heap::Heap;
 use crate::mm::space::AddressSpace;
@@ -32,7 +32,7 @@ use crossbeam_channel::{Receiver, Sender};
 use std::collections::HashSet;
 use std::mem::offset_of;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Most workgroups of one slice: bounds the work list and the replay map.
@@ -58,7 +58,7 @@ pub(crate) struct Job {
 
 /// Workgroups to run.
 #[derive(Clone, Debug)]
-enum WorkList {
+pub(super) enum WorkList {
     /// `count` ids from `first` on.
     Span { first: u32, count: u32 },
     /// These ids.
@@ -66,7 +66,7 @@ enum WorkList {
 }
 
 impl WorkList {
-    fn len(&self) -> u32 {
+    pub(super) fn len(&self) -> u32 {
         match self {
             Self::Span { count, .. } => *count,
             Self::Ids(ids) => ids.len() as u32,
@@ -99,35 +99,53 @@ pub(crate) struct ExecutorOptions {
     pub(crate) queue_capacity: u32,
     pub(crate) count_translations: bool,
     pub(crate) trap_untranslated: bool,
+    pub(crate) prefetch: bool,
+    /// Wait for pages inside kernels, in these units.
+    pub(crate) live: Option<LiveUnit>,
+    /// Polls before a waiting invocation gives up.
+    pub(crate) poll_limit: u32,
+    /// How long a live launch may take.
+    pub(crate) time_limit: Option<Duration>,
 }
 
 /// Runs jobs on a thread of its own.
 pub(crate) struct Executor {
-    space: Arc<AddressSpace>,
+    pub(super) space: Arc<AddressSpace>,
     heap: Heap,
-    mirror: Arc<DeviceMirror>,
-    service: Service,
-    counters: Arc<Counters>,
-    options: ExecutorOptions,
-    queue: FaultQueue,
-    control: Box<dyn SharedMemory>,
+    pub(super) mirror: Arc<DeviceMirror>,
+    pub(super) service: Service,
+    pub(super) counters: Arc<Counters>,
+    pub(super) options: ExecutorOptions,
+    pub(super) queue: FaultQueue,
     list: Box<dyn SharedMemory>,
     replay: Box<dyn SharedMemory>,
     stored: Box<dyn SharedMemory>,
+    pub(super) units: Box<dyn SharedMemory>,
     // Kept alive for the control block, which points to it.
     _bounce: Box<dyn SharedMemory>,
     slice: u32,
-    entries: Vec<FaultEntry>,
+    pub(super) entries: Vec<FaultEntry>,
     faults: Vec<PageFault>,
     /// Pages that faulted since the attempt began: new ones are progress.
     seen: HashSet<PageIndex>,
 }
 
+/// Words of a map with a bit for each of `count` slots.
+fn map_words(count: u32) -> usize {
+    count.div_ceil(32) as usize
+}
+
+/// A dispatch, ready to run.
+pub(super) struct Prepared {
+    pub(super) push: Vec<u8>,
+    pub(super) groups: [u32; 2],
+}
+
 /// What a pass left to do.
-struct Pass {
-    replay: Vec<u32>,
+pub(super) struct Pass {
+    pub(super) replay: Vec<u32>,
     /// A workgroup that was poisoned although it had stored.
-    late: Option<u32>,
+    pub(super) late: Option<u32>,
     /// Straddling objects found no room for their copies.
     bounce_full: bool,
 }
@@ -157,11 +175,12 @@ impl Executor {
     ) -> Result<Self, DeviceError> {
         let device = mirror.device().clone();
         let queue = FaultQueue::new(device.as_ref(), options.queue_capacity)?;
-        let control = device.shared_memory(size_of::<Control>(), SharedUse::HostReads)?;
         let list = device.shared_memory(MAX_SLICE as usize * 4, SharedUse::HostWrites)?;
         let replay = device.shared_memory(MAX_SLICE as usize / 8, SharedUse::HostReads)?;
         let stored = device.shared_memory(MAX_SLICE as usize / 8, SharedUse::HostReads)?;
         let bounce = device.shared_memory(BOUNCE_BYTES as usize, SharedUse::HostReads)?;
+        let units = device
+            .shared_memory(if options.live.is_some() { MAX_SLICE as usize * 8 } else { 64 }, SharedUse::HostReads)?;
         let block = Control {
             queue: queue.address(),
             zero_frame: mirror.zero_frame(),
@@ -172,22 +191,24 @@ impl Executor {
             bounce: bounce.address(),
             queue_capacity: queue.capacity(),
             bounce_bytes: BOUNCE_BYTES,
+            poll_limit: options.poll_limit,
+            units: units.address(),
             ..bytemuck::Zeroable::zeroed()
         };
         // SAFETY: the control block has this size and no dispatch uses it yet.
-        unsafe { control.host().cast::<Control>().write(block) };
+        unsafe { mirror.epochs().control().host().cast::<Control>().write(block) };
         Ok(Self {
-            service: Service::new(space.clone(), mirror.clone(), registration),
+            service: Service::new(space.clone(), mirror.clone(), registration, options.prefetch),
             space,
             heap,
             mirror,
             counters,
             options,
             queue,
-            control,
             list,
             replay,
             stored,
+            units,
             _bounce: bounce,
             slice: 1 << 14,
             entries: Vec::new(),
@@ -210,13 +231,13 @@ impl Executor {
     }
 
     fn launch(&mut self, job: &Job) -> Result<(), LaunchError> {
-        let driver_faults = self.counters.driver_cpu_faults.load(Ordering::Relaxed);
+        let driver_faults = self.space.driver_cpu_faults();
         if self.options.trap_untranslated {
             self.space.unmap_app_view().map_err(|error| self.failed(job, error.into()))?;
         }
         self.service.begin_launch();
         let result = self.run_slices(job);
-        if self.counters.driver_cpu_faults.load(Ordering::Relaxed) != driver_faults {
+        if self.space.driver_cpu_faults() != driver_faults {
             self.space.expel_trespassers();
             return Err(LaunchError::Untranslated { kernel: job.kernel.name.clone() });
         }
@@ -234,11 +255,11 @@ impl Executor {
         Ok(())
     }
 
-    fn failed(&self, job: &Job, source: crate::service::ServiceError) -> LaunchError {
+    pub(super) fn failed(&self, job: &Job, source: crate::service::ServiceError) -> LaunchError {
         LaunchError::Service { kernel: job.kernel.name.clone(), source, lost: self.mirror.lost() }
     }
 
-    fn device_failed(&self, job: &Job, source: DeviceError) -> LaunchError {
+    pub(super) fn device_failed(&self, job: &Job, source: DeviceError) -> LaunchError {
         self.failed(job, source.into())
     }
 
@@ -287,6 +308,8 @@ impl Executor {
     fn run_attempt(&mut self, job: &Job, mut list: WorkList) -> Result<Attempt, LaunchError> {
         let mut fruitless = 0;
         let mut harvested = false;
+        // Live waiting is tried once; what gives up is replayed.
+        let mut waited = false;
         self.seen.clear();
         loop {
             let left = list.len();
@@ -294,7 +317,10 @@ impl Executor {
             let space = self.space.clone();
             let exclusive = (fruitless > PATIENCE).then(|| space.hold_cpu_faults());
             let seen = self.seen.len();
-            let pass = if job.idempotent {
+            let live = self.options.live.filter(|_| !std::mem::replace(&mut waited, true));
+            let pass = if let Some(unit) = live {
+                self.live_pass(job, &list, unit)?
+            } else if job.idempotent {
                 self.pass(job, &list, variant::IDEMPOTENT)?
             } else {
                 self.probe_then_run(job, &list)?
@@ -328,7 +354,11 @@ impl Executor {
         let probed = self.dispatch(job, list, variant::PROBE, &gate)?;
         if !probed.replay.is_empty() {
             // All must be probed again: the real pass starts only when nothing of the list faults.
-            return Ok(Pass { replay: (0..list.len()).map(|slot| list.id(slot)).collect(), late: None, bounce_full: probed.bounce_full });
+            return Ok(Pass {
+                replay: (0..list.len()).map(|slot| list.id(slot)).collect(),
+                late: None,
+                bounce_full: probed.bounce_full,
+            });
         }
         self.dispatch(job, list, 0, &gate)
     }
@@ -347,11 +377,39 @@ impl Executor {
         bits: u32,
         gate: &crate::service::GateGuard<'_>,
     ) -> Result<Pass, LaunchError> {
+        let prepared = self.prepare(job, list, gate)?;
+        let bits = bits | if self.options.count_translations { variant::COUNT } else { 0 };
+        let dispatch = Dispatch { kernel: &job.kernel, variant: bits, push: &prepared.push, groups: prepared.groups };
+        let time = match self.mirror.device().run(&dispatch) {
+            Ok(time) => time,
+            Err(error) => {
+                // What it reported before it failed is nobody's: the pages must be able to be reported again.
+                self.queue.drain(self.mirror.epochs().control(), &mut self.entries);
+                let (views, entries) = (&self.space.home().views, self.entries.drain(..));
+                self.service.abandon(entries.filter_map(|entry| views.page_of(VirtAddr(entry.address))));
+                return Err(self.device_failed(job, error));
+            }
+        };
+        let drained = self.queue.drain(self.mirror.epochs().control(), &mut self.entries);
+        Counters::add(&self.counters.device_faults, u64::from(drained.entries));
+        Counters::add(&self.counters.lost_faults, u64::from(drained.lost));
+        if drained.entries == 0 {
+            self.adapt_slice(list.len(), time);
+        }
+        Ok(self.finish(list, bits, time))
+    }
+
+    /// Writes the work list and clears the maps and counters for a dispatch of `list`.
+    pub(super) fn prepare(
+        &mut self,
+        job: &Job,
+        list: &WorkList,
+        gate: &crate::service::GateGuard<'_>,
+    ) -> Result<Prepared, LaunchError> {
         let count = list.len();
-        let words = count.div_ceil(32) as usize;
         let (table, pages) = self.mirror.table(gate).map_err(|error| self.device_failed(job, error))?;
         let mut block = LaunchBlock {
-            control: self.control.address(),
+            control: self.mirror.epochs().control().address(),
             heap_base: self.space.home().views.addr_of(PageIndex(0)).0,
             table,
             pages,
@@ -371,34 +429,31 @@ impl Executor {
         }
         for map in [&self.replay, &self.stored] {
             // SAFETY: the maps have a bit for each of MAX_SLICE slots; no dispatch is in flight.
-            unsafe { map.host().write_bytes(0, words * 4) };
+            unsafe { map.host().write_bytes(0, map_words(count) * 4) };
         }
-        self.control_word(offset_of!(Control, bounce_head)).store(0, Ordering::Relaxed);
-        self.control_word(offset_of!(Control, grid_z)).store(job.grid[2], Ordering::Relaxed);
-        self.control_word(offset_of!(Control, kernel)).store(job.kernel.id, Ordering::Release);
-
+        let epochs = self.mirror.epochs();
+        epochs.word(offset_of!(Control, queue_head)).store(0, Ordering::Relaxed);
+        epochs.word(offset_of!(Control, bounce_head)).store(0, Ordering::Relaxed);
+        epochs.word(offset_of!(Control, grid_z)).store(job.grid[2], Ordering::Relaxed);
+        epochs.word(offset_of!(Control, kernel)).store(job.kernel.id, Ordering::Release);
         let mut push = bytemuck::bytes_of(&block).to_vec();
         push.extend_from_slice(&job.arguments);
         let limit = self.mirror.device().info().dispatch[0].min(1 << 15);
         let groups = if count <= limit { [count, 1] } else { [limit, count.div_ceil(limit)] };
-        let bits = bits | if self.options.count_translations { variant::COUNT } else { 0 };
-        let dispatch = Dispatch { kernel: &job.kernel, variant: bits, push: &push, groups };
-        let time = self.mirror.device().run(&dispatch).map_err(|error| self.device_failed(job, error))?;
+        Ok(Prepared { push, groups })
+    }
+
+    /// Reads what a dispatch of `list` left: counters, and which workgroups must run again.
+    pub(super) fn finish(&self, list: &WorkList, bits: u32, time: Duration) -> Pass {
+        let epochs = self.mirror.epochs();
         Counters::add(&self.counters.dispatches, 1);
         Counters::add_time(&self.counters.kernel_nanos, time);
-        let translations = self.control_word(offset_of!(Control, translations)).swap(0, Ordering::AcqRel);
+        let translations = epochs.word(offset_of!(Control, translations)).swap(0, Ordering::AcqRel);
         Counters::add(&self.counters.translations, u64::from(translations));
-
-        let drained = self.queue.drain(self.control.as_ref(), &mut self.entries);
-        Counters::add(&self.counters.device_faults, u64::from(drained.entries));
-        Counters::add(&self.counters.lost_faults, u64::from(drained.lost));
-        if drained.entries == 0 {
-            self.adapt_slice(count, time);
-        }
-        let bounced = self.control_word(offset_of!(Control, bounce_head)).load(Ordering::Acquire);
+        let bounced = epochs.word(offset_of!(Control, bounce_head)).load(Ordering::Acquire);
         let mut pass = Pass { replay: Vec::new(), late: None, bounce_full: bounced > BOUNCE_BYTES };
-        for word in 0..words {
-            // SAFETY: in bounds as above; the dispatch is done.
+        for word in 0..map_words(list.len()) {
+            // SAFETY: in bounds as in `prepare`; the dispatch is done.
             let (replay, stored) = unsafe {
                 (self.replay.host().cast::<u32>().add(word).read(), self.stored.host().cast::<u32>().add(word).read())
             };
@@ -411,13 +466,7 @@ impl Executor {
                 rest &= rest - 1;
             }
         }
-        Ok(pass)
-    }
-
-    fn control_word(&self, offset: usize) -> &AtomicU32 {
-        debug_assert!(offset + 4 <= size_of::<Control>());
-        // SAFETY: inside the control block, 4-byte aligned; accessed atomically by both sides while a dispatch runs.
-        unsafe { self.control.host().add(offset).cast::<AtomicU32>().as_ref() }
+        pass
     }
 
     /// Keeps dispatches without faults near the time a shootdown may wait.
@@ -430,17 +479,21 @@ impl Executor {
     }
 
     /// Services what was drained. True if frames were short.
-    fn serve(&mut self, job: &Job, late: Option<u32>) -> Result<bool, LaunchError> {
+    pub(super) fn serve(&mut self, job: &Job, late: Option<u32>) -> Result<bool, LaunchError> {
         let mut entries = std::mem::take(&mut self.entries);
         let result = self.serve_entries(job, late, &entries);
         if result.is_err() {
-            // Kernels to come must be able to report these pages again.
-            let views = &self.space.home().views;
-            self.service.abandon(entries.iter().filter_map(|entry| views.page_of(VirtAddr(entry.address))));
+            self.abandon(&entries);
         }
         entries.clear();
         self.entries = entries;
         result
+    }
+
+    /// Lets kernels to come report these pages again.
+    pub(super) fn abandon(&self, entries: &[FaultEntry]) {
+        let views = &self.space.home().views;
+        self.service.abandon(entries.iter().filter_map(|entry| views.page_of(VirtAddr(entry.address))));
     }
 
     fn serve_entries(&mut self, job: &Job, late: Option<u32>, entries: &[FaultEntry]) -> Result<bool, LaunchError> {

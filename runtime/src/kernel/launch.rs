@@ -1,8 +1,8 @@
 //! Launching kernels: arguments, borrows, waiting.
 
+use super::KernelModule;
 use super::error::LaunchError;
 use super::execute::{Job, LaunchReport};
-use super::KernelModule;
 use crate::addr::VirtAddr;
 use crate::svm::Inner;
 use crossbeam_channel::Receiver;
@@ -25,8 +25,9 @@ impl Kernel {
         Self { inner, module: Arc::new(module), idempotent: false }
     }
 
-    /// Declares that running a workgroup again over its own stores gives the same result: it reads nothing that it, or another
-    /// workgroup of the launch, writes, and uses no atomics. The runtime then need not probe before it runs the kernel.
+    /// Declares that running a workgroup again, over what it already stored and whatever other workgroups stored meanwhile, gives
+    /// the same result. That holds for a kernel that reads nothing the launch writes, and for atomics that may be repeated (minimum,
+    /// maximum, or); it does not for additions. The runtime then need not probe before it runs the kernel.
     #[must_use]
     pub fn idempotent(mut self) -> Self {
         self.idempotent = true;

@@ -1,8 +1,10 @@
-//! Kernels: SPIR-V modules that were compiled with `vksvm.glsl`, or plain ones that are rewritten; checked and described.
+//! Kernels: SPIR-V modules that were compiled with `vksvm.glsl`, or plain ones that are rewritten; or Rust functions, for the
+//! reference device.
 
 mod error;
 pub(crate) mod execute;
 mod launch;
+mod live;
 mod read;
 mod reflect;
 pub mod rewrite;
@@ -13,8 +15,35 @@ pub use launch::{Kernel, Launch, Pending, Scope};
 pub use reflect::KernelError;
 
 use crate::device::layout::LAUNCH_BYTES;
+use crate::device::soft::SoftFunction;
 use rewrite::{RewriteError, RewriteStats};
+use std::ffi::CString;
+use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+/// What a kernel is made of. A device runs one of the two and refuses the other.
+#[derive(Clone)]
+pub enum Code {
+    /// A shader, for Vulkan devices.
+    Spirv {
+        /// The SPIR-V module.
+        words: Vec<u32>,
+        /// The name of the entry point.
+        entry_point: CString,
+    },
+    /// A Rust function, called for every invocation by the [reference device](crate::device::soft).
+    Soft(Arc<SoftFunction>),
+}
+
+impl fmt::Debug for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Spirv { words, .. } => write!(f, "SPIR-V of {} words", words.len()),
+            Self::Soft(_) => f.write_str("Rust function"),
+        }
+    }
+}
 
 /// A kernel's code and what the runtime needs to know of it.
 #[derive(Debug)]
@@ -23,14 +52,12 @@ pub struct KernelModule {
     pub id: u32,
     /// The name it was given, for messages.
     pub name: String,
-    /// The SPIR-V module, as rewritten if it was.
-    pub words: Vec<u32>,
+    /// What it is made of.
+    pub code: Code,
     /// Workgroup size, in invocations.
     pub local_size: [u32; 3],
     /// Bytes of arguments after the launch block.
     pub argument_bytes: usize,
-    /// The name of the entry point.
-    pub entry_point: std::ffi::CString,
     /// What rewriting did, if the module came without the include.
     pub rewritten: Option<RewriteStats>,
 }
@@ -38,7 +65,6 @@ pub struct KernelModule {
 impl KernelModule {
     /// Reads and checks a module; one that was compiled without the include is rewritten.
     pub fn new(name: &str, spirv: &[u8]) -> Result<Self, KernelError> {
-        static NEXT: AtomicU32 = AtomicU32::new(1);
         let mut rewritten = None;
         let reflected = match reflect::reflect(name, spirv) {
             Err(without @ KernelError::WithoutInclude { .. }) => match rewrite::rewrite(spirv) {
@@ -51,15 +77,26 @@ impl KernelModule {
             },
             reflected => reflected,
         }?;
-        Ok(Self {
+        let code = Code::Spirv { words: reflected.words, entry_point: reflected.entry_point };
+        let module = Self::with_code(name, code, reflected.local_size, reflected.push_bytes - LAUNCH_BYTES);
+        Ok(Self { rewritten, ..module })
+    }
+
+    /// A kernel that is a Rust function.
+    pub fn soft(name: &str, local_size: [u32; 3], argument_bytes: usize, function: Arc<SoftFunction>) -> Self {
+        Self::with_code(name, Code::Soft(function), local_size, argument_bytes)
+    }
+
+    fn with_code(name: &str, code: Code, local_size: [u32; 3], argument_bytes: usize) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             name: name.to_owned(),
-            words: reflected.words,
-            local_size: reflected.local_size,
-            argument_bytes: reflected.push_bytes - LAUNCH_BYTES,
-            entry_point: reflected.entry_point,
-            rewritten,
-        })
+            code,
+            local_size,
+            argument_bytes,
+            rewritten: None,
+        }
     }
 
     /// Invocations of a workgroup.

@@ -131,8 +131,8 @@ pub(super) fn reflect(kernel: &str, spirv: &[u8]) -> Result<Reflected, KernelErr
     if push_bytes < LAUNCH_BYTES {
         return Err(without("the launch block is missing from the push constants"));
     }
-    let local_size = local_size(&module, *function)
-        .ok_or_else(|| malformed("it does not say its workgroup size".into()))?;
+    let local_size =
+        local_size(&module, *function).ok_or_else(|| malformed("it does not say its workgroup size".into()))?;
     if local_size.contains(&0) {
         return Err(malformed(format!("its workgroup size is {local_size:?}")));
     }
@@ -151,7 +151,8 @@ fn descriptor(module: &Module) -> Option<StorageClass> {
 }
 
 fn local_size(module: &Module, function: Word) -> Option<[u32; 3]> {
-    let of_entry = module.execution_modes.iter().filter(|mode| mode.operands.first() == Some(&Operand::IdRef(function)));
+    let of_entry =
+        module.execution_modes.iter().filter(|mode| mode.operands.first() == Some(&Operand::IdRef(function)));
     of_entry.into_iter().find_map(|mode| match mode.operands[1..] {
         [
             Operand::ExecutionMode(ExecutionMode::LocalSize),

@@ -193,9 +193,8 @@ impl PageRecords {
 impl Drop for PageRecords {
     fn drop(&mut self) {
         // SAFETY: mapped in `new` with this size; nothing borrows from it any more. Failure would leak, no more.
-        let _ = unsafe {
-            rustix::mm::munmap(self.records.as_ptr().cast(), self.pages as usize * size_of::<AtomicU32>())
-        };
+        let _ =
+            unsafe { rustix::mm::munmap(self.records.as_ptr().cast(), self.pages as usize * size_of::<AtomicU32>()) };
     }
 }
 

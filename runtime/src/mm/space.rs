@@ -16,7 +16,7 @@
 //! CPU can read it (I3), and no device entry to a copy is left when the CPU may write (I2).
 
 use super::heap::{HeapError, PageSource};
-use super::pages::{PageInfo, PageRecords, PageState};
+use super::pages::{DeviceNumber, PageInfo, PageRecords, PageState};
 use super::views::OwnedViews;
 use super::vma::{Permission, VmaAttributes, VmaMap};
 use crate::addr::{Access, PAGE_SIZE, PageIndex, PageRange, VirtAddr};
@@ -25,7 +25,8 @@ use crate::observe::Counters;
 use crate::rank::{Rank, RankedRwLock};
 use crate::track::{CpuFault, FaultHandler, FaultOutcome, Protection, Tracker};
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
 
 /// The home side of memory: the two views and the page records. Shared by the address space and by mirrors, so that a
 /// mirror can bring pages home without knowing the address space.
@@ -44,7 +45,10 @@ pub struct AddressSpace {
     notifiers: Arc<Notifiers>,
     vmas: RankedRwLock<VmaMap>,
     counters: Arc<Counters>,
-    driver_threads: OnceLock<Vec<u32>>,
+    /// Threads of devices' drivers, by kernel id.
+    driver_threads: RwLock<Vec<u32>>,
+    /// Numbers of devices that were handed out.
+    devices: AtomicU32,
     /// Taken before everything else by whoever handles a CPU fault; see [`AddressSpace::hold_cpu_faults`].
     cpu_faults: RwLock<()>,
     /// Opened to a driver's thread without regard to their state.
@@ -80,7 +84,8 @@ impl AddressSpace {
             notifiers: Notifiers::new(),
             vmas: RankedRwLock::new(Rank::Mm, VmaMap::new(pages)),
             counters,
-            driver_threads: OnceLock::new(),
+            driver_threads: RwLock::new(Vec::new()),
+            devices: AtomicU32::new(0),
             cpu_faults: RwLock::new(()),
             trespassed: Mutex::new(Vec::new()),
         });
@@ -113,9 +118,26 @@ impl AddressSpace {
         self.home.views.page_of(address).map(|page| self.home.pages.info(page))
     }
 
-    /// Says which threads belong to the device's driver; CPU faults of theirs are counted apart. Once.
-    pub(crate) fn set_driver_threads(&self, threads: Vec<u32>) {
-        let _ = self.driver_threads.set(threads);
+    /// Says which threads belong to a device's driver; CPU faults of theirs are counted apart.
+    pub(crate) fn add_driver_threads(&self, threads: &[u32]) {
+        self.driver_threads.write().extend_from_slice(threads);
+    }
+
+    /// The driver is going away: the ids may come back as those of other threads.
+    pub(crate) fn remove_driver_threads(&self, threads: &[u32]) {
+        self.driver_threads.write().retain(|thread| !threads.contains(thread));
+    }
+
+    /// CPU faults of driver threads so far.
+    pub(crate) fn driver_cpu_faults(&self) -> u64 {
+        self.counters.driver_cpu_faults.load(Ordering::Relaxed)
+    }
+
+    /// A number for another device, unique in the life of the address space; none is left after 256.
+    pub(crate) fn new_device(&self) -> Option<DeviceNumber> {
+        let next = |next: u32| (next <= u32::from(u8::MAX)).then_some(next + 1);
+        let number = self.devices.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
+        u8::try_from(number).ok().map(DeviceNumber)
     }
 
     /// Takes every mapped page out of the app view, so that each is seen again when it is next touched. For
@@ -138,7 +160,7 @@ impl AddressSpace {
 
     fn cpu_fault(&self, fault: CpuFault) -> FaultOutcome {
         Counters::add(&self.counters.cpu_faults, 1);
-        if self.driver_threads.get().is_some_and(|threads| threads.contains(&fault.thread)) {
+        if self.driver_threads.read().contains(&fault.thread) {
             Counters::add(&self.counters.driver_cpu_faults, 1);
             return self.trespass(fault.page);
         }
@@ -189,7 +211,8 @@ impl AddressSpace {
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let pages = &self.home.pages;
         let has = |wanted: fn(PageState) -> bool| unit.iter().any(|page| wanted(pages.state(page)));
-        let writable = if permission == Some(Permission::ReadOnly) { Protection::ReadOnly } else { Protection::ReadWrite };
+        let writable =
+            if permission == Some(Permission::ReadOnly) { Protection::ReadOnly } else { Protection::ReadWrite };
         let on_device = has(|state| matches!(state, PageState::Device(_)));
         let shared = has(|state| state == PageState::Shared);
         let (event, becomes, protection) = match access {
@@ -213,7 +236,8 @@ impl AddressSpace {
     fn drop_contents(&self, range: PageRange, event: Event) {
         let pages = &self.home.pages;
         let _pages = pages.lock(range);
-        let bracket = self.notifiers.is_subscribed().then(|| self.notifiers.invalidate(range, event, None, Blocking::Yes));
+        let bracket =
+            self.notifiers.is_subscribed().then(|| self.notifiers.invalidate(range, event, None, Blocking::Yes));
         if let Some(Err(error)) = &bracket {
             tracing::error!(?range, "a device keeps pages that are given back: {error}");
         }

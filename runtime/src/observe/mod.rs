@@ -113,10 +113,28 @@ impl Stats {
 
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "  dispatches {:>10}   faults     {:>10}   duplicates {:>10}", self.dispatches, self.device_faults, self.duplicates)?;
-        writeln!(f, "  ranges     {:>10}   evictions  {:>10}   CPU faults {:>10}", self.ranges, self.evictions, self.cpu_faults)?;
-        writeln!(f, "  pages in   {:>10}   pages out  {:>10}   zero pages {:>10}", self.pages_in, self.pages_out, self.pages_zero)?;
-        writeln!(f, "  bytes in   {:>10}   bytes out  {:>10}", self.bytes_in(), self.bytes_out())?;
+        writeln!(
+            f,
+            "  dispatches {:>10}   faults     {:>10}   duplicates {:>10}",
+            self.dispatches, self.device_faults, self.duplicates
+        )?;
+        writeln!(
+            f,
+            "  ranges     {:>10}   evictions  {:>10}   CPU faults {:>10}",
+            self.ranges, self.evictions, self.cpu_faults
+        )?;
+        writeln!(
+            f,
+            "  pages in   {:>10}   pages out  {:>10}   zero pages {:>10}",
+            self.pages_in, self.pages_out, self.pages_zero
+        )?;
+        writeln!(
+            f,
+            "  bytes in   {:>10}   bytes out  {:>10}   driver's CPU faults {}",
+            self.bytes_in(),
+            self.bytes_out(),
+            self.driver_cpu_faults
+        )?;
         write!(
             f,
             "  kernel {:>11.3?}   service {:>11.3?}   of it copies {:>11.3?}",

@@ -2,7 +2,8 @@
 //!
 //! Victims are chosen by a clock hand over the frames, passing over pages that a kernel used since their accessed bit was last
 //! collected, and pages serviced for work that still waits (I7). A victim whose page lock is not free at once is passed over:
-//! somebody is changing it. No dispatch is in flight, since the caller is the thread that dispatches.
+//! somebody is changing it. In replay mode no dispatch is in flight, since the caller is the thread that dispatches; in live mode
+//! taking a page away waits for the kernels that use it.
 
 use super::fault::Service;
 use crate::addr::{PageIndex, PageRange};
@@ -10,28 +11,45 @@ use crate::device::layout::pte;
 use crate::mm::pages::PageState;
 use crate::observe::Counters;
 
+/// What came of an eviction.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Evicted {
+    /// Frames that came free.
+    pub(super) pages: usize,
+    /// Whether there were victims that somebody else was changing: later there may be frames.
+    pub(super) busy: bool,
+}
+
 impl Service {
-    /// Takes up to `count` frames from pages nobody waits for; returns how many.
-    pub(super) fn evict(&mut self, count: usize) -> usize {
+    /// Takes up to `count` frames from pages nobody waits for. Passes over `span`, whose page locks the caller holds.
+    pub(super) fn evict(&mut self, count: usize, span: PageRange) -> Evicted {
         if !self.tight {
             // From here on it matters what was used since when.
             self.tight = true;
         }
         let mirror = self.mirror.clone();
-        let victims = {
-            let mut state = mirror.lock();
-            let state = &mut *state;
-            let (table, protected) = (&state.table, &self.protected);
-            state.frames.victims(count, |page| table.load(page) & pte::ACCESSED == 0 && !protected.contains(&page))
-        };
-        let mut evicted = 0;
-        for page in victims {
-            evicted += usize::from(self.evict_page(page));
+        let mut victims = self.victims(count, span);
+        if victims.is_empty() && self.live {
+            // Kernels that run need only the pages of one access at a time: what they used before may go.
+            self.forget_use();
+            victims = self.victims(count, span);
         }
-        Counters::add(&mirror.counters.evictions, evicted as u64);
-        evicted
+        let candidates = victims.len();
+        let pages = victims.into_iter().filter(|&page| self.evict_page(page)).count();
+        Counters::add(&mirror.counters.evictions, pages as u64);
+        Evicted { pages, busy: pages < candidates }
     }
 
+    fn victims(&self, count: usize, span: PageRange) -> Vec<PageIndex> {
+        let mut state = self.mirror.lock();
+        let state = &mut *state;
+        let (table, protected) = (&state.table, &self.protected);
+        state.frames.victims(count, |page| {
+            table.load(page) & pte::ACCESSED == 0 && !protected.contains(&page) && !span.contains(page)
+        })
+    }
+
+    /// False if somebody else is changing the page, or has taken its frame.
     fn evict_page(&self, page: PageIndex) -> bool {
         let mirror = &self.mirror;
         let pages = &mirror.home.pages;
@@ -55,13 +73,27 @@ impl Service {
         self.tight = false;
     }
 
+    /// A live dispatch starts: pages are protected from eviction only while the faults they came with are served.
+    pub fn begin_live(&mut self) {
+        self.live = true;
+    }
+
+    /// The live dispatch has ended.
+    pub fn end_live(&mut self) {
+        self.live = false;
+    }
+
     /// Forgets what earlier work waited for: everything may be evicted again. Accessed bits are collected, so that those set from
     /// now on tell what the next dispatches use.
     pub fn unprotect(&mut self) {
         self.protected.clear();
-        if !self.tight {
-            return;
+        if self.tight {
+            self.forget_use();
         }
+    }
+
+    /// Collects all accessed bits.
+    fn forget_use(&self) {
         let state = self.mirror.lock();
         for page in state.frames.pages() {
             let entry = state.table.clear_flags(page, pte::ACCESSED);

@@ -18,7 +18,9 @@ use super::mirror::{CopyList, DeviceMirror};
 use crate::addr::{Access, FrameIndex, PageIndex, PageRange};
 use crate::device::DeviceError;
 use crate::device::layout::pte;
-use crate::hmm::{Attempt, Blocking, CollisionRetry, Deadline, Event, Invalidation, Mirror, OutOfTime, Range, RealClock};
+use crate::hmm::{
+    Attempt, Blocking, CollisionRetry, Deadline, Event, Invalidation, Mirror, OutOfTime, Range, RealClock,
+};
 use crate::mm::pages::PageState;
 use crate::mm::space::AddressSpace;
 use crate::mm::vma::{Permission, Vma};
@@ -82,6 +84,15 @@ enum Action {
     ZeroFrame,
     /// No frame was left.
     Short,
+    /// No frame was left that was not being changed by somebody else at the moment: the page is left to the next round.
+    Busy,
+}
+
+/// What came of looking for a frame.
+enum Taken {
+    Frame(FrameIndex),
+    Nothing,
+    Busy,
 }
 
 /// Fault service for one mirror. One thread uses it at a time; its buffers are kept between calls.
@@ -94,6 +105,10 @@ pub struct Service {
     pub(super) protected: HashSet<PageIndex>,
     /// Whether pages were evicted since the protection was last reset.
     pub(super) tight: bool,
+    /// Whether kernels run meanwhile.
+    pub(super) live: bool,
+    /// Whether pages are mapped that nobody asked for.
+    prefetch: bool,
     access: Vec<Option<Access>>,
     actions: Vec<Action>,
     copies: CopyList,
@@ -102,14 +117,17 @@ pub struct Service {
 
 impl Service {
     /// A service that fills `mirror`, registered as `registration`, from `space`.
-    pub fn new(space: Arc<AddressSpace>, mirror: Arc<DeviceMirror>, registration: Arc<Mirror>) -> Self {
+    /// It maps neighbours of what is asked for only if `prefetch`.
+    pub fn new(space: Arc<AddressSpace>, mirror: Arc<DeviceMirror>, registration: Arc<Mirror>, prefetch: bool) -> Self {
         Self {
+            prefetch,
             space,
             mirror,
             registration,
             clock: RealClock::new(),
             protected: HashSet::new(),
             tight: false,
+            live: false,
             access: Vec::new(),
             actions: Vec::new(),
             copies: CopyList::default(),
@@ -122,6 +140,9 @@ impl Service {
         let start = Instant::now();
         let mut served = Served { duplicates: deduplicate(faults), ..Served::default() };
         Counters::add(&self.mirror.counters.duplicates, served.duplicates as u64);
+        if self.live {
+            self.protected.clear();
+        }
         self.upgrade_to_pending(faults);
         let mut list = Vec::new();
         self.split_by_vma(faults, &mut list, &mut served);
@@ -164,11 +185,13 @@ impl Service {
             for (index, fault) in faults.iter().enumerate().take(end).skip(at) {
                 if read_only && fault.access == Access::Write {
                     refused.push(fault.page);
-                    list.extend(spans(&faults[from..index], from, vma.range, false).into_iter().map(|s| (s, vma.clone())));
+                    list.extend(
+                        spans(&faults[from..index], from, vma.range, false).into_iter().map(|s| (s, vma.clone())),
+                    );
                     from = index + 1;
                 }
             }
-            let fill = !self.tight;
+            let fill = self.prefetch && !self.tight;
             list.extend(spans(&faults[from..end], from, vma.range, fill).into_iter().map(|s| (s, vma.clone())));
             at = end;
         }
@@ -192,7 +215,7 @@ impl Service {
         let registration = self.registration.clone();
         let refuse = |reason: String| ServiceError::Range { pages: span.pages, reason };
         let range = registration.range(span.pages).map_err(|error| refuse(error.to_string()))?;
-        let clock = self.clock.clone();
+        let clock = self.clock;
         let mut retry = CollisionRetry::new(Deadline::after(&clock, PATIENCE));
         let (space, mirror) = (self.space.clone(), self.mirror.clone());
         let home = space.home().clone();
@@ -341,9 +364,10 @@ impl Service {
             } else if !write && !owned && !has_data {
                 Action::ZeroFrame
             } else {
-                match self.take_frame(vma.range, page, wanted)? {
-                    None => Action::Short,
-                    Some(frame) => {
+                match self.take_frame(vma.range, span, page, wanted)? {
+                    Taken::Nothing => Action::Short,
+                    Taken::Busy => Action::Busy,
+                    Taken::Frame(frame) => {
                         let address = self.mirror.lock().frames.address(frame);
                         let host = home.views.alias_ptr(page);
                         let list = if has_data { &mut self.copies } else { &mut self.zeros };
@@ -357,26 +381,33 @@ impl Service {
         Ok(())
     }
 
-    /// A frame for `page`, evicting if need be and if the page is really wanted.
+    /// A frame for `page` of `span`, whose page locks are held, evicting if need be and if the page is really wanted.
     fn take_frame(
         &mut self,
         vma: PageRange,
+        span: PageRange,
         page: PageIndex,
         wanted: bool,
-    ) -> Result<Option<FrameIndex>, ServiceError> {
+    ) -> Result<Taken, ServiceError> {
+        let mut busy = false;
         for _ in 0..2 {
             let frame = {
                 let mut state = self.mirror.lock();
                 state.frames.place(self.mirror.device.as_ref(), vma, page)?
             };
-            if frame.is_some() || !wanted {
-                return Ok(frame);
+            if let Some(frame) = frame {
+                return Ok(Taken::Frame(frame));
             }
-            if self.evict(32) == 0 {
+            if !wanted {
+                return Ok(Taken::Nothing);
+            }
+            let evicted = self.evict(32, span);
+            busy |= evicted.busy;
+            if evicted.pages == 0 {
                 break;
             }
         }
-        Ok(None)
+        Ok(if busy { Taken::Busy } else { Taken::Nothing })
     }
 
     /// Step 4.
@@ -417,9 +448,9 @@ impl Service {
                 flags |= pte::LAST;
             }
             match self.actions[index] {
-                Action::Short => {
+                Action::Short | Action::Busy => {
                     state.table.clear_flags(page, pte::PENDING);
-                    short += usize::from(asked.is_some());
+                    short += usize::from(asked.is_some() && self.actions[index] == Action::Short);
                     // The CPU side was quieted, but no translation exists: its next touch finds the old state.
                     continue;
                 }

@@ -5,9 +5,12 @@
 //! - The *gate* is held while a dispatch is in flight, and by whoever takes translations away. So in replay mode a
 //!   shootdown is simply taking the gate: no invocation runs, none can use an entry that is taken, and none can set an
 //!   accessed or dirty bit after it was collected (I8).
+//! - In live mode the gate is open while a dispatch is in flight, and a shootdown waits until the epoch has changed for every unit
+//!   that runs (`epochs.rs`); what kernels set meanwhile is collected after it.
 //! - The *update lock* guards page table and frame pool. An entry's frame and permission change only under it, by someone who
 //!   also holds the page's lock; callbacks run for someone who holds it.
 
+use super::epochs::Epochs;
 use crate::addr::{DeviceAddress, PAGE_SIZE, PageIndex, PageRange};
 use crate::device::layout::{SINK_BYTES, pte};
 use crate::device::{Device, DeviceError, FramePool, PageCopy, PageTable, SharedMemory, SharedUse, frame_of};
@@ -41,6 +44,7 @@ pub struct DeviceMirror {
     gate: RankedMutex<()>,
     update: RankedMutex<MirrorState>,
     sinks: Box<dyn SharedMemory>,
+    pub(super) epochs: Epochs,
 }
 
 /// The gate, held: no dispatch starts, none is in flight.
@@ -57,6 +61,7 @@ impl DeviceMirror {
     ) -> Result<Self, DeviceError> {
         // The first frame-sized part is read as zeros, the second takes stores that must vanish.
         let sinks = device.shared_memory(3 * SINK_BYTES, SharedUse::HostWrites)?;
+        let epochs = Epochs::new(device.as_ref())?;
         let table = PageTable::new(device.as_ref(), home.views.grown().next_power_of_two().max(1024))?;
         Ok(Self {
             device,
@@ -70,6 +75,7 @@ impl DeviceMirror {
                 MirrorState { table, frames: FramePool::new(frame_limit), lost: Vec::new() },
             ),
             sinks,
+            epochs,
         })
     }
 
@@ -98,7 +104,24 @@ impl DeviceMirror {
         self.zero_frame().plus(SINK_BYTES as u64)
     }
 
-    /// Waits until no dispatch is in flight and keeps others from starting.
+    /// The device's control block and the epochs in it.
+    pub fn epochs(&self) -> &Epochs {
+        &self.epochs
+    }
+
+    /// Opens live mode for a dispatch about to start: from here on shootdowns go by epochs.
+    pub(crate) fn begin_live(&self) {
+        let _state = self.update.lock();
+        self.epochs.begin();
+    }
+
+    /// The live dispatch has ended.
+    pub(crate) fn end_live(&self) {
+        let _state = self.update.lock();
+        self.epochs.end();
+    }
+
+    /// Waits until no dispatch of replay mode is in flight and keeps others from starting.
     pub fn close_gate(&self) -> GateGuard<'_> {
         self.gate.lock()
     }
@@ -150,6 +173,7 @@ impl DeviceMirror {
     pub(super) fn take_away(&self, state: &mut MirrorState, range: PageRange, bring_home: bool) {
         let mut copies = CopyList::default();
         let mut frames = Vec::new();
+        let mut taken = Vec::new();
         for page in state.table.clip(range).iter() {
             let entry = state.table.load(page);
             if entry & pte::VALID == 0 {
@@ -158,7 +182,15 @@ impl DeviceMirror {
                 }
                 continue;
             }
-            let entry = state.table.take(page);
+            taken.push((page, state.table.take(page)));
+        }
+        if !taken.is_empty() {
+            self.epochs.shootdown(self.device.as_ref());
+        }
+        for (page, entry) in taken {
+            // Set by kernels between the taking and the end of the shootdown (I8).
+            let late = state.table.clear_flags(page, pte::ACCESSED | pte::DIRTY) & (pte::ACCESSED | pte::DIRTY);
+            let entry = entry | late;
             self.collect(page, entry);
             if entry & pte::ZERO != 0 {
                 continue;
@@ -178,13 +210,20 @@ impl DeviceMirror {
     /// `take_away`.
     fn downgrade(&self, state: &mut MirrorState, range: PageRange) {
         let mut copies = CopyList::default();
+        let mut taken = Vec::new();
         for page in state.table.clip(range).iter() {
             if state.table.load(page) & pte::WRITABLE == 0 {
                 continue;
             }
-            let entry = state.table.clear_flags(page, pte::WRITABLE | pte::DIRTY | pte::ACCESSED);
-            self.collect(page, entry);
-            if entry & pte::DIRTY != 0 {
+            taken.push((page, state.table.clear_flags(page, pte::WRITABLE | pte::DIRTY | pte::ACCESSED)));
+        }
+        if !taken.is_empty() {
+            self.epochs.shootdown(self.device.as_ref());
+        }
+        for (page, entry) in taken {
+            let late = state.table.clear_flags(page, pte::DIRTY) & pte::DIRTY;
+            self.collect(page, entry | late);
+            if (entry | late) & pte::DIRTY != 0 {
                 copies.push(page, self.home.views.alias_ptr(page), frame_of(entry), 1);
             }
         }
@@ -238,9 +277,7 @@ impl MirrorOps for DeviceMirror {
     fn invalidate(&self, info: &InvalidateInfo) -> Result<(), WouldBlock> {
         let (_gate, mut state) = match info.blocking {
             Blocking::Yes => (self.gate.lock(), self.update.lock()),
-            Blocking::No => {
-                (self.gate.try_lock().ok_or(WouldBlock)?, self.update.try_lock().ok_or(WouldBlock)?)
-            }
+            Blocking::No => (self.gate.try_lock().ok_or(WouldBlock)?, self.update.try_lock().ok_or(WouldBlock)?),
         };
         match info.event {
             Event::ProtectionVma | Event::ProtectionPage | Event::SoftDirty => self.downgrade(&mut state, info.pages),

@@ -5,10 +5,12 @@
 //! range's retry said that nothing came between.
 
 mod coalesce;
+mod epochs;
 mod evict;
 mod fault;
 mod mirror;
 
 pub use coalesce::{PageFault, Span};
-pub use fault::{Service, ServiceError, Served};
+pub use epochs::Epochs;
+pub use fault::{Served, Service, ServiceError};
 pub use mirror::{DeviceMirror, GateGuard, LostPages};

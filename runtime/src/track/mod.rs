@@ -16,6 +16,9 @@
 //! - spurious faults are allowed: the handler must cope with a fault on a page that needs nothing;
 //! - the faulting thread resumes, and retries its access, only after the handler returned.
 //!
+//! A program's signal handlers may touch tracked memory, unless they interrupted a call into the tracker (or
+//! whatever else the [`FaultHandler`] needs a lock of): the fault would wait for the interrupted thread.
+//!
 //! **I1**: handler threads run with [`FaultPathGuard`] held: code on them neither allocates from, locks
 //! around nor touches the app view.
 

@@ -78,8 +78,7 @@ fn run(options: &Options) -> Result<String> {
     );
     let second = studio.picture(2)?;
 
-    // What may move: what the CPU wrote, what it read of what the device had written, and what was never needed before.
-    allowed.insert(studio.image.as_ptr(), studio.image.len());
+    // What may move: what the CPU wrote, and what the device did not have.
     allowed.extend(&absent);
     let driver_cpu_faults = svm.stats().driver_cpu_faults;
     let figures = format!(
@@ -165,10 +164,11 @@ impl<'a> Studio<'a> {
         Ok(launch.run()?)
     }
 
-    /// The scene's pages that the device has no copy of.
+    /// Pages of scene, view and image that the device has no copy of.
     fn absent_pages(&self) -> PageSet {
         let mut pages = self.scene.pages();
         pages.insert(&raw const *self.view, 1);
+        pages.insert(self.image.as_ptr(), self.image.len());
         pages.retain(|page| self.svm.page_info(page).is_none_or(|info| info.state == PageState::Cpu));
         pages
     }

@@ -4,9 +4,12 @@ use super::edges::EdgeList;
 use crate::input::{self, InputError, excerpt};
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-/// Where apt keeps the indices it has downloaded, one file ending in `_Packages` for each source.
+/// Where apt keeps the indices it has downloaded, for each source one `…_Packages`, perhaps compressed (`….lz4`).
 const LISTS: &str = "/var/lib/apt/lists";
+/// Apt's own tool for reading them whatever the compression.
+const APT_HELPER: &str = "/usr/lib/apt/apt-helper";
 /// What is installed.
 const STATUS: &str = "/var/lib/dpkg/status";
 
@@ -24,12 +27,32 @@ pub struct Index {
 /// The files that describe packages on this machine: what apt has downloaded, else what is installed.
 pub fn files() -> Vec<PathBuf> {
     let listed = std::fs::read_dir(LISTS).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut files: Vec<_> = listed.filter(|file| file.to_string_lossy().ends_with("_Packages")).collect();
+    let mut files: Vec<_> = listed.filter(|file| index_name(file).is_some()).collect();
     files.sort();
     if files.is_empty() && Path::new(STATUS).exists() {
         files.push(STATUS.into());
     }
     files
+}
+
+/// What follows `_Packages` in the name of an index; `None` if it is not one.
+fn index_name(file: &Path) -> Option<&str> {
+    let (_, suffix) = file.file_name()?.to_str()?.rsplit_once("_Packages")?;
+    (suffix.is_empty() || suffix.starts_with('.')).then_some(suffix)
+}
+
+/// The contents of an index, decompressed.
+fn text(file: &Path) -> Result<String, InputError> {
+    if index_name(file).is_none_or(str::is_empty) {
+        return input::read_text(file);
+    }
+    let output = Command::new(APT_HELPER).arg("cat-file").arg(file).output();
+    let output = output.map_err(|error| InputError::new(file, format!("{APT_HELPER} cannot be run: {error}")))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(InputError::new(file, format!("{APT_HELPER} cannot read it: {}", said.trim())));
+    }
+    input::as_text(file, &output.stdout).map(str::to_owned)
 }
 
 /// Reads the machine's package index.
@@ -40,7 +63,7 @@ pub fn read() -> Result<Index, InputError> {
     let files = files();
     let mut packages = Packages::default();
     for file in &files {
-        packages.add(file, &input::read_text(file)?)?;
+        packages.add(file, &text(file)?)?;
     }
     let (graph, unknown) = packages.graph();
     if graph.edges.is_empty() {
@@ -193,6 +216,14 @@ Status: install ok installed
             graph("Package: a\nDepends: b\n\nPackage: b\n\nPackage: a\nDepends: b, c\n\nPackage: c\n").unwrap();
         assert_eq!(list.names, ["a", "b", "c"]);
         assert_eq!(list.edges, [(0, 1), (0, 2)]);
+    }
+
+    #[test]
+    fn an_index_is_known_by_its_name() {
+        assert_eq!(index_name(Path::new("lists/host_main_binary-amd64_Packages")), Some(""));
+        assert_eq!(index_name(Path::new("lists/host_main_binary-amd64_Packages.lz4")), Some(".lz4"));
+        assert_eq!(index_name(Path::new("lists/host_Packages-old")), None);
+        assert_eq!(index_name(Path::new("lists/host_InRelease")), None);
     }
 
     #[test]

@@ -65,6 +65,41 @@ pub fn unit(a: Vec3) -> Vec3 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
+
+    /// Without the decoration a driver may fuse `a * b + c`, which rounds once instead of twice.
+    #[test]
+    fn the_kernel_forbids_contraction_and_uses_no_operation_that_devices_round_differently() {
+        const DECORATE: u32 = 71;
+        const NO_CONTRACTION: u32 = 42;
+        // OpFAdd, OpFSub, OpFMul and OpVectorTimesScalar; then OpFDiv to OpFMod, the matrix operations and OpDot.
+        const EXACT: [u32; 4] = [129, 131, 133, 142];
+        const INEXACT: [u32; 9] = [136, 140, 141, 143, 144, 145, 146, 147, 148];
+        // OpExtInst, and of GLSL's FAbs, FMin, FMax and FClamp.
+        const EXTENDED: u32 = 12;
+        const COMPARING: [u32; 4] = [4, 37, 40, 43];
+        let bytes = include_bytes!("../../shaders/spv/raytrace.spv");
+        let words: Vec<_> = bytes.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
+        let mut exempt = HashSet::new();
+        let mut arithmetic = 0;
+        let mut at = 5;
+        while at < words.len() {
+            let (length, operation) = ((words[at] >> 16) as usize, words[at] & 0xffff);
+            assert!(!INEXACT.contains(&operation), "operation {operation} at word {at}");
+            if operation == DECORATE && words[at + 2] == NO_CONTRACTION {
+                exempt.insert(words[at + 1]);
+            }
+            if operation == EXTENDED {
+                assert!(COMPARING.contains(&words[at + 4]), "extended instruction {} at word {at}", words[at + 4]);
+            }
+            if EXACT.contains(&operation) {
+                arithmetic += 1;
+                assert!(exempt.contains(&words[at + 2]), "result {} of operation {operation}", words[at + 2]);
+            }
+            at += length;
+        }
+        assert!(arithmetic > 100);
+    }
 
     proptest::proptest! {
         #[test]

@@ -48,7 +48,7 @@ fn an_exhausted_heap_is_an_error_and_usable_again_after_freeing() {
     let svm = with(|builder| builder.heap_bytes(64 << 20));
     let heap = svm.heap();
     let big = heap.vec_with_capacity::<u8>(40 << 20).unwrap();
-    let error = heap.vec_with_capacity::<u8>(40 << 20).err().expect("the heap has 64 MiB");
+    let error = heap.vec_with_capacity::<u8>(40 << 20).expect_err("the heap has 64 MiB");
     assert!(matches!(error, HeapError::Exhausted { .. }), "{error}");
     drop(big);
     heap.vec_with_capacity::<u8>(40 << 20).unwrap();

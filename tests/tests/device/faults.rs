@@ -88,6 +88,7 @@ fn freed_memory_cannot_be_read() {
     let refused = unsafe { peek.launch([1, 1, 1]).pointer(address) }.write(&mut out[..]).value([4u32, 0]).run();
     assert!(matches!(refused, Err(LaunchError::NotAllocated { index: 0, .. })), "{refused:?}");
     // Reached through memory, it is a fault.
+    // SAFETY: the kernel faults on the first node.
     let late = unsafe { svm.kernel("chase", spirv!("chase")) }.unwrap().idempotent();
     let error = late.launch([1, 1, 1]).read(&cell[..]).write(&mut out[..]).value(1u32).run().unwrap_err();
     let fault = fault(error);

@@ -23,7 +23,7 @@ fn two_frames_are_enough_for_workgroups_that_touch_two_pages() {
 fn one_frame_too_few_is_said() {
     let svm = with(|builder| builder.frames(4));
     let data = svm.heap().vec_from_slice(&vec![1u32; 64 * 1024]).unwrap();
-    let mut out = svm.heap().vec_from_slice(&vec![0u32; 16]).unwrap();
+    let mut out = svm.heap().vec_from_slice(&[0u32; 16]).unwrap();
     // SAFETY: the kernel reads the data and writes `out`.
     let kernel = unsafe { svm.kernel("sum_pages", spirv!("sum_pages")) }.unwrap().idempotent();
     // Three pages of data and one of results fit.

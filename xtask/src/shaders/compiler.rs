@@ -69,7 +69,8 @@ impl Compiler {
             return Ok(());
         }
         let mut validator = self.tool("spirv-val");
-        cargo::stdout(validator.args(["--target-env", TARGET]).arg(spv))
+        // The runtime switches scalarBlockLayout on.
+        cargo::stdout(validator.args(["--target-env", TARGET, "--scalar-block-layout"]).arg(spv))
             .map(drop)
             .with_context(|| format!("{} is not valid SPIR-V", spv.display()))
     }

@@ -8,6 +8,7 @@ use gpu_allocator::vulkan::{Allocator, AllocatorCreateDesc};
 use parking_lot::Mutex;
 use std::ffi::CStr;
 use std::mem::ManuallyDrop;
+use std::time::Duration;
 
 /// Turns a Vulkan result into an error that names the call.
 pub(super) fn failed(call: &'static str) -> impl Fn(vk::Result) -> DeviceError {
@@ -132,6 +133,20 @@ impl Context {
             .map_err(failed("vkQueueSubmit"))?;
         submissions.next += 1;
         Ok(value)
+    }
+
+    /// Waits up to `patience` for the submission with `value`; true once it is done.
+    pub(super) fn wait_for(&self, value: u64, patience: Duration) -> Result<bool, DeviceError> {
+        let semaphores = [self.timeline];
+        let values = [value];
+        let info = vk::SemaphoreWaitInfo::default().semaphores(&semaphores).values(&values);
+        let nanos = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
+        // SAFETY: the semaphore is a live timeline semaphore.
+        match unsafe { self.device.wait_semaphores(&info, nanos) } {
+            Ok(()) => Ok(true),
+            Err(vk::Result::TIMEOUT) => Ok(false),
+            Err(error) => Err(failed("vkWaitSemaphores")(error)),
+        }
     }
 
     /// Waits until the submission with `value` is done.

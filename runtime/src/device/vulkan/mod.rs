@@ -11,9 +11,12 @@ mod copy;
 mod memory;
 mod pipeline;
 mod probe;
+mod raw;
 mod validation;
 
-use super::{Device, DeviceError, DeviceInfo, Dispatch, PageCopy, SharedMemory, SharedUse, Slab};
+pub use raw::{RawBuffer, RawCommand, RawKernel, RawMemory, RawStream};
+
+use super::{Device, DeviceError, DeviceInfo, Dispatch, LiveUnit, PageCopy, SharedMemory, SharedUse, Slab};
 use crate::kernel::KernelModule;
 use ash::vk;
 use commands::Recorder;
@@ -45,6 +48,14 @@ pub struct VulkanOptions {
     pub validation: bool,
     /// How pages get into frames.
     pub copy_path: CopyPath,
+    /// Keep one processor free of the driver's threads, for live mode's service thread.
+    pub leave_processor: bool,
+}
+
+/// The dispatch that was started and not waited for. Its pipeline is kept until it has ended.
+struct Live {
+    recorder: Recorder,
+    running: Option<(u64, Arc<pipeline::Pipeline>)>,
 }
 
 /// A Vulkan device.
@@ -54,6 +65,7 @@ pub struct VulkanDevice {
     copier: Arc<Copier>,
     pipelines: Pipelines,
     dispatcher: Mutex<Recorder>,
+    live: Mutex<Live>,
     threads: Vec<u32>,
 }
 
@@ -61,6 +73,7 @@ impl VulkanDevice {
     /// Opens the best device there is, or the one the options name, and probes it.
     pub fn open(options: &VulkanOptions) -> Result<Self, DeviceError> {
         let before = task_ids();
+        let _fewer = options.leave_processor.then(FewerProcessors::enter);
         let context = Arc::new(Context::open(options.device.as_deref(), options.validation)?);
         let physical = &context.physical;
         if physical.is_cpu() {
@@ -85,14 +98,19 @@ impl VulkanDevice {
             copier: Arc::new(Copier::new(&context, mapped)),
             pipelines: Pipelines::default(),
             dispatcher: Mutex::new(Recorder::new(&context)?),
+            live: Mutex::new(Live { recorder: Recorder::new(&context)?, running: None }),
             context,
             threads,
         })
     }
+}
 
-    /// What the validation layers said so far; empty without them.
-    pub fn validation_messages(&self) -> Vec<String> {
-        self.context.messenger.as_ref().map(validation::Messenger::messages).unwrap_or_default()
+impl Drop for VulkanDevice {
+    fn drop(&mut self) {
+        if let Some((value, _pipeline)) = self.live.lock().running.take() {
+            // A lost device ends everything too.
+            let _ = self.context.wait(value);
+        }
     }
 }
 
@@ -143,15 +161,40 @@ impl Device for VulkanDevice {
         let pipeline = self.pipelines.get(&self.context, dispatch.kernel, dispatch.variant)?;
         let mut dispatcher = self.dispatcher.lock();
         let start = Instant::now();
-        dispatcher.run(|device, commands| {
-            // SAFETY: the pipeline is held until `run` has waited; the push constants have the layout's size.
-            unsafe {
-                device.cmd_bind_pipeline(commands, vk::PipelineBindPoint::COMPUTE, pipeline.handle);
-                device.cmd_push_constants(commands, pipeline.layout, vk::ShaderStageFlags::COMPUTE, 0, dispatch.push);
-                device.cmd_dispatch(commands, dispatch.groups[0], dispatch.groups[1], 1);
-            }
-        })?;
+        let value = record(&mut dispatcher, &pipeline, dispatch)?;
+        self.context.wait(value)?;
         Ok(start.elapsed())
+    }
+
+    fn probe_live(&self) -> Result<LiveUnit, String> {
+        if !self.info.host_mapped_frames {
+            return Err("frames are not mapped by the host, and copies share the queue with the kernel".into());
+        }
+        probe::live(&self.context)
+    }
+
+    fn start(&self, dispatch: &Dispatch<'_>) -> Result<(), DeviceError> {
+        let pipeline = self.pipelines.get(&self.context, dispatch.kernel, dispatch.variant)?;
+        let mut live = self.live.lock();
+        if let Some((value, _)) = live.running.take() {
+            self.context.wait(value)?;
+        }
+        let value = record(&mut live.recorder, &pipeline, dispatch)?;
+        live.running = Some((value, pipeline));
+        Ok(())
+    }
+
+    fn ended(&self, patience: Duration) -> Result<bool, DeviceError> {
+        // The lock is not held while waiting: others ask whether the dispatch has ended.
+        let Some(value) = self.live.lock().running.as_ref().map(|(value, _)| *value) else { return Ok(true) };
+        let ended = self.context.wait_for(value, patience)?;
+        if ended {
+            let mut live = self.live.lock();
+            if live.running.as_ref().is_some_and(|(running, _)| *running == value) {
+                live.running = None;
+            }
+        }
+        Ok(ended)
     }
 
     fn prepare(&self, kernel: &KernelModule, variant: u32) -> Result<(), DeviceError> {
@@ -162,9 +205,51 @@ impl Device for VulkanDevice {
         self.pipelines.forget(kernel.id);
     }
 
+    fn validation_messages(&self) -> Vec<String> {
+        self.context.messenger.as_ref().map(validation::Messenger::messages).unwrap_or_default()
+    }
+
     fn driver_threads(&self) -> Vec<u32> {
         self.threads.clone()
     }
+}
+
+/// While it lives, this thread, and the threads that are started from it, keep off one of the processors. The driver starts its
+/// threads when the device is made and first used; they inherit it.
+struct FewerProcessors(Option<rustix::thread::CpuSet>);
+
+impl FewerProcessors {
+    fn enter() -> Self {
+        let Ok(all) = rustix::thread::sched_getaffinity(None) else { return Self(None) };
+        let last = (0..rustix::thread::CpuSet::MAX_CPU).rev().find(|&cpu| all.is_set(cpu));
+        let mut fewer = all;
+        match last {
+            Some(cpu) if all.count() > 1 => fewer.unset(cpu),
+            _ => return Self(None),
+        }
+        Self(rustix::thread::sched_setaffinity(None, &fewer).is_ok().then_some(all))
+    }
+}
+
+impl Drop for FewerProcessors {
+    fn drop(&mut self) {
+        if let Some(all) = &self.0 {
+            // It was this thread's own set a moment ago.
+            let _ = rustix::thread::sched_setaffinity(None, all);
+        }
+    }
+}
+
+/// Records and submits a dispatch; returns its timeline value. The caller keeps the pipeline until it is done.
+fn record(recorder: &mut Recorder, pipeline: &pipeline::Pipeline, dispatch: &Dispatch<'_>) -> Result<u64, DeviceError> {
+    recorder.submit(|device, commands| {
+        // SAFETY: the caller keeps the pipeline until the submission was waited for; the push constants have the layout's size.
+        unsafe {
+            device.cmd_bind_pipeline(commands, vk::PipelineBindPoint::COMPUTE, pipeline.handle);
+            device.cmd_push_constants(commands, pipeline.layout, vk::ShaderStageFlags::COMPUTE, 0, dispatch.push);
+            device.cmd_dispatch(commands, dispatch.groups[0], dispatch.groups[1], 1);
+        }
+    })
 }
 
 /// Kernel ids of this process's threads.

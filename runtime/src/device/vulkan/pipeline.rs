@@ -3,7 +3,7 @@
 use super::context::{Context, failed};
 use crate::device::DeviceError;
 use crate::device::layout::variant;
-use crate::kernel::KernelModule;
+use crate::kernel::{Code, KernelModule};
 use ash::vk;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -86,12 +86,16 @@ impl Pipelines {
         if let Some(pipeline) = self.0.lock().get(&(kernel.id, variant_bits)) {
             return Ok(pipeline.clone());
         }
+        let Code::Spirv { words, entry_point } = &kernel.code else {
+            let reason = "it is a Rust function, which only the reference device runs".into();
+            return Err(DeviceError::Pipeline { kernel: kernel.name.clone(), reason });
+        };
         // Made without the lock, since drivers take milliseconds; a second maker's pipeline is dropped.
         let pipeline = Arc::new(Pipeline::new(
             context,
             &kernel.name,
-            &kernel.words,
-            &kernel.entry_point,
+            words,
+            entry_point,
             crate::device::layout::LAUNCH_BYTES + kernel.argument_bytes,
             Some(variant_bits),
         )?);

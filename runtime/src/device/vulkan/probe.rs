@@ -4,10 +4,12 @@ use super::commands::Recorder;
 use super::context::Context;
 use super::memory::MappedBuffer;
 use super::pipeline::Pipeline;
-use crate::device::{DeviceError, SharedMemory};
+use crate::device::{DeviceError, LiveUnit, SharedMemory};
 use ash::vk;
 use gpu_allocator::MemoryLocation;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 /// More than the 65,535 loop iterations after which some software drivers silently stop an invocation.
 const ITERATIONS: u32 = 70_000;
@@ -43,4 +45,63 @@ pub(super) fn long_loops(context: &Arc<Context>) -> Result<(), DeviceError> {
             "a kernel of {ITERATIONS} loop iterations gave a wrong result; builds of llvmpipe with LLVM 15 stop after 65,535, silently"
         ),
     })
+}
+
+/// Polls of an invocation that waits for another: milliseconds.
+const NEIGHBOUR_POLLS: u32 = 1 << 15;
+/// Polls of an invocation that waits for the host: far more than it needs, still bounded.
+const HOST_POLLS: u32 = 1 << 22;
+/// Invocations of the probe's workgroup.
+const INVOCATIONS: u32 = 128;
+
+static LIVE: &[u8] = include_bytes!("../../../../shaders/spv/probe_live.spv");
+
+/// Finds out whether a kernel can wait for the host, and who runs while it waits. Every wait is bounded.
+pub(super) fn live(context: &Arc<Context>) -> Result<LiveUnit, String> {
+    let words: Vec<u32> =
+        LIVE.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect();
+    let text = |error: DeviceError| error.to_string();
+    let pipeline = Pipeline::new(context, "probe_live", &words, c"main", 24, None).map_err(text)?;
+    let memory = MappedBuffer::new(context, "probe", 64, MemoryLocation::GpuToCpu).map_err(text)?;
+    let mut recorder = Recorder::new(context).map_err(text)?;
+    let word = |index: usize| {
+        // SAFETY: the buffer holds 16 words; both sides access them atomically.
+        unsafe { memory.host().cast::<AtomicU32>().add(index).as_ref() }
+    };
+    let mut test = |test: u32, polls: u32, waiter: u32, setter: u32| -> Result<bool, String> {
+        (0..3).for_each(|index| word(index).store(0, Ordering::SeqCst));
+        let mut push = [0u8; 24];
+        push[..8].copy_from_slice(&memory.address().0.to_le_bytes());
+        for (at, value) in [test, polls, waiter, setter].into_iter().enumerate() {
+            push[8 + 4 * at..12 + 4 * at].copy_from_slice(&value.to_le_bytes());
+        }
+        let value = recorder
+            .submit(|device, commands| {
+                // SAFETY: pipeline and buffer live until the submission was waited for, below.
+                unsafe {
+                    device.cmd_bind_pipeline(commands, vk::PipelineBindPoint::COMPUTE, pipeline.handle);
+                    device.cmd_push_constants(commands, pipeline.layout, vk::ShaderStageFlags::COMPUTE, 0, &push);
+                    device.cmd_dispatch(commands, 1, 1, 1);
+                }
+            })
+            .map_err(text)?;
+        while !context.wait_for(value, Duration::ZERO).map_err(text)? {
+            if test == 0 && word(0).load(Ordering::SeqCst) != 0 {
+                word(1).store(1, Ordering::SeqCst);
+            }
+            std::hint::spin_loop();
+        }
+        Ok(word(2).load(Ordering::SeqCst) == 1)
+    };
+    if !test(0, HOST_POLLS, 0, 0)? {
+        return Err("a kernel that waits does not see what the host writes".into());
+    }
+    // Neighbours in a subgroup, both ways; then first and last invocation, which are in different subgroups.
+    if test(1, NEIGHBOUR_POLLS, 0, 1)? && test(1, NEIGHBOUR_POLLS, 1, 0)? {
+        return Ok(LiveUnit::Invocation);
+    }
+    if !test(1, NEIGHBOUR_POLLS, 0, INVOCATIONS - 1)? {
+        return Ok(LiveUnit::Workgroup);
+    }
+    Err("invocations run in lockstep but subgroups do not, which is not supported yet".into())
 }

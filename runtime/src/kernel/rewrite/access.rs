@@ -202,9 +202,10 @@ impl Translator<'_> {
         let (Some(ty), Some(pointee)) = (self.code.type_of(pointer), self.code.physical(pointer)) else {
             return Err(self.code.unsupported(instruction, "its pointer has no type"));
         };
-        let scalar = self.layouts.scalar(self.code, pointee, 0).ok_or_else(|| {
-            self.code.unsupported(instruction, "what it accesses has no layout in memory")
-        })?;
+        let scalar = self
+            .layouts
+            .scalar(self.code, pointee, 0)
+            .ok_or_else(|| self.code.unsupported(instruction, "what it accesses has no layout in memory"))?;
         let align = align.filter(|align| align.is_power_of_two()).unwrap_or(1).max(scalar);
         Ok(Place { pointer, ty, pointee, align, matrix: self.matrices.get(&pointer).copied() })
     }
@@ -318,8 +319,7 @@ impl Translator<'_> {
                     _ => ("link_read", None, place.align),
                 };
                 let (pointer, ..) = self.translate(out, place, function, bytes)?;
-                let operands =
-                    std::iter::once(Operand::IdRef(pointer)).chain(memory.operands(Some(align))).collect();
+                let operands = std::iter::once(Operand::IdRef(pointer)).chain(memory.operands(Some(align))).collect();
                 out.push(Instruction::new(Op::Load, Some(place.pointee), Some(id), operands));
             }
             Plan::Parts => {
@@ -388,8 +388,7 @@ impl Translator<'_> {
         else {
             return Err(malformed(self.code));
         };
-        let (first, rest) =
-            MemoryOperands::parse(&instruction.operands[2..]).ok_or_else(|| malformed(self.code))?;
+        let (first, rest) = MemoryOperands::parse(&instruction.operands[2..]).ok_or_else(|| malformed(self.code))?;
         let (to, from) = if rest.is_empty() {
             (first.for_store(), first.for_load())
         } else {

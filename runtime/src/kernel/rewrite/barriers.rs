@@ -41,7 +41,8 @@ pub(super) fn functions_with_barriers(code: &Code) -> HashSet<Word> {
     }
     loop {
         let before = found.len();
-        found.extend(callers.iter().filter(|(_, callee)| found.contains(callee)).map(|(id, _)| *id).collect::<Vec<_>>());
+        found
+            .extend(callers.iter().filter(|(_, callee)| found.contains(callee)).map(|(id, _)| *id).collect::<Vec<_>>());
         if found.len() == before {
             return found;
         }

@@ -103,7 +103,9 @@ pub(super) fn check(code: &Code, scattered: &HashSet<Word>) -> Result<bool, Rewr
         let opcode = instruction.class.opcode;
         for (index, operand) in instruction.operands.iter().enumerate() {
             let Some(id) = operand.id_ref_any() else { continue };
-            if scattered.contains(&id) && !(accesses(opcode, index) || opcode == Op::AccessChain || opcode == Op::InBoundsAccessChain) {
+            if scattered.contains(&id)
+                && !(accesses(opcode, index) || opcode == Op::AccessChain || opcode == Op::InBoundsAccessChain)
+            {
                 return Err(code.unsupported(
                     instruction,
                     "it passes on a pointer to a column of a row-major matrix; pass the matrix's structure instead",
@@ -140,7 +142,8 @@ fn refused(opcode: Op) -> Option<&'static str> {
     if name.starts_with("CooperativeMatrix") || name.starts_with("CooperativeVector") {
         return Some("cooperative matrices and vectors access memory in a way that only the device knows");
     }
-    if name.starts_with("RayQuery") || name.starts_with("TraceRay") || opcode == Op::ConvertUToAccelerationStructureKHR {
+    if name.starts_with("RayQuery") || name.starts_with("TraceRay") || opcode == Op::ConvertUToAccelerationStructureKHR
+    {
         return Some("ray queries read acceleration structures, which the heap cannot hold");
     }
     match opcode {

@@ -226,7 +226,9 @@ impl Code {
     pub(super) fn show(&self, instruction: &Instruction) -> String {
         let name = |id: Word| {
             let given = self.module.debug_names.iter().find_map(|name| match &name.operands[..] {
-                [Operand::IdRef(target), Operand::LiteralString(text)] if *target == id && !text.is_empty() => Some(text),
+                [Operand::IdRef(target), Operand::LiteralString(text)] if *target == id && !text.is_empty() => {
+                    Some(text)
+                }
                 _ => None,
             });
             given.map_or_else(|| format!("%{id}"), |text| format!("%{text}"))

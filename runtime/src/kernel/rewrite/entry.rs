@@ -8,9 +8,7 @@ use super::code::Code;
 use super::error::RewriteError;
 use super::link::{Linked, REPLACED};
 use rspirv::dr::{Block, Function, Instruction, Operand};
-use rspirv::spirv::{
-    BuiltIn, Decoration, ExecutionMode, FunctionControl, Op, SelectionControl, StorageClass, Word,
-};
+use rspirv::spirv::{BuiltIn, Decoration, ExecutionMode, FunctionControl, Op, SelectionControl, StorageClass, Word};
 
 /// The built-ins that the kernel uses and the private variables that stand for them.
 pub(super) struct Replaced(Vec<(BuiltIn, Word)>);
@@ -89,6 +87,8 @@ fn private_use(code: &mut Code, instruction: &mut Instruction, variable: Word) -
 pub(super) struct Entry {
     /// The kernel's own entry function.
     pub(super) function: Word,
+    /// The constant that is its workgroup's size.
+    pub(super) size: Word,
     /// Whether the kernel has barriers.
     pub(super) barriers: bool,
 }
@@ -98,7 +98,6 @@ pub(super) fn wrap(code: &mut Code, linked: &Linked, entry: &Entry, replaced: &R
     let (void, bool, uint) = (code.void(), code.bool(), code.uint(32));
     let uvec3 = code.vector(uint, 3);
     let signature = code.intern(Op::TypeFunction, None, vec![Operand::IdRef(void)]);
-    let size = workgroup_size(code, entry.function, uvec3)?;
 
     let mut run = vec![];
     let call = |code: &mut Code, ty: Word, function: Word, arguments: &[Word]| {
@@ -113,10 +112,7 @@ pub(super) fn wrap(code: &mut Code, linked: &Linked, entry: &Entry, replaced: &R
         let (mut value, instruction) = match built_in {
             BuiltIn::WorkgroupId => call(code, uvec3, linked.function("link_workgroup")?, &[]),
             BuiltIn::NumWorkgroups => call(code, uvec3, linked.function("link_grid")?, &[]),
-            _ => {
-                let size = size.place(code, uvec3, &mut run);
-                call(code, uvec3, linked.function("link_global")?, &[size])
-            }
+            _ => call(code, uvec3, linked.function("link_global")?, &[entry.size]),
         };
         run.push(instruction);
         let declared = code.type_of(variable).and_then(|ty| code.pointee(ty)).map_or(uvec3, |(_, pointee)| pointee);
@@ -178,54 +174,45 @@ fn start_at(code: &mut Code, old: Word, new: Word) {
     }
 }
 
-/// The workgroup's size: a constant, or three.
-enum Size {
-    Vector(Word),
-    Components([Word; 3]),
-}
-
-impl Size {
-    fn place(&self, code: &mut Code, uvec3: Word, run: &mut Vec<Instruction>) -> Word {
-        match *self {
-            Self::Vector(id) => id,
-            Self::Components(components) => {
-                let id = code.fresh_value(uvec3);
-                let operands = components.map(Operand::IdRef).to_vec();
-                run.push(Instruction::new(Op::CompositeConstruct, Some(uvec3), Some(id), operands));
-                id
-            }
-        }
-    }
-}
-
-/// A constant decorated as `WorkgroupSize` counts before `LocalSizeId` and `LocalSize`.
-fn workgroup_size(code: &mut Code, entry: Word, uvec3: Word) -> Result<Size, RewriteError> {
+/// A constant that is the workgroup's size: the one that the module decorates as such counts before `LocalSizeId` and
+/// `LocalSize`, for which one is made.
+pub(super) fn workgroup_size(code: &mut Code, entry: Word) -> Result<Word, RewriteError> {
+    let uint = code.uint(32);
+    let uvec3 = code.vector(uint, 3);
     if let Some(id) = code.built_in(BuiltIn::WorkgroupSize) {
-        if code.type_of(id) == Some(uvec3) {
-            return Ok(Size::Vector(id));
+        if code.type_of(id) == Some(uvec3) && code.global(id).is_some() {
+            return Ok(id);
         }
         return Err(RewriteError::Module("the workgroup size must be a vector of three unsigned integers".into()));
     }
-    let modes: Vec<_> =
-        code.module.execution_modes.iter().filter(|mode| mode.operands.first() == Some(&Operand::IdRef(entry))).collect();
-    for mode in modes {
-        match mode.operands[1..] {
-            [
-                Operand::ExecutionMode(ExecutionMode::LocalSize),
-                Operand::LiteralBit32(x),
-                Operand::LiteralBit32(y),
-                Operand::LiteralBit32(z),
-            ] => return Ok(Size::Components([x, y, z].map(|size| code.constant(size)))),
-            [
-                Operand::ExecutionMode(ExecutionMode::LocalSizeId),
-                Operand::IdRef(x),
-                Operand::IdRef(y),
-                Operand::IdRef(z),
-            ] => return Ok(Size::Components([x, y, z])),
-            _ => {}
-        }
+    let modes = code.module.execution_modes.iter().filter(|mode| mode.operands.first() == Some(&Operand::IdRef(entry)));
+    let mut sizes = modes.filter_map(|mode| match mode.operands[1..] {
+        [
+            Operand::ExecutionMode(ExecutionMode::LocalSize),
+            Operand::LiteralBit32(x),
+            Operand::LiteralBit32(y),
+            Operand::LiteralBit32(z),
+        ] => Some(([x, y, z], false)),
+        [
+            Operand::ExecutionMode(ExecutionMode::LocalSizeId),
+            Operand::IdRef(x),
+            Operand::IdRef(y),
+            Operand::IdRef(z),
+        ] => Some(([x, y, z], true)),
+        _ => None,
+    });
+    let Some((size, by_id)) = sizes.next() else {
+        return Err(RewriteError::Module("it does not say its workgroup size".into()));
+    };
+    let components = if by_id { size } else { size.map(|size| code.constant(size)) };
+    if !components.iter().all(|&id| code.type_of(id) == Some(uint) && code.global(id).is_some()) {
+        return Err(RewriteError::Module("the workgroup size must be three unsigned integer constants".into()));
     }
-    Err(RewriteError::Module("it does not say its workgroup size".into()))
+    let id = code.fresh();
+    let operands = components.map(Operand::IdRef).to_vec();
+    // Also right for components that are not specialised.
+    code.add_global(Instruction::new(Op::SpecConstantComposite, Some(uvec3), Some(id), operands));
+    Ok(id)
 }
 
 /// Whether an annotation makes its target a built-in through a group, which is not looked through.

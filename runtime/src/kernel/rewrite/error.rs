@@ -7,7 +7,9 @@ pub enum RewriteError {
     #[error("it is not a SPIR-V module that can be read: {0}")]
     Malformed(String),
     /// The module has no pointers that could be translated.
-    #[error("it has no pointers to memory ({0}): declare them as `buffer_reference` (GLSL) or as pointers (Slang, HLSL)")]
+    #[error(
+        "it has no pointers to memory ({0}): declare them as `buffer_reference` (GLSL) or as pointers (Slang, HLSL)"
+    )]
     NoPointers(&'static str),
     /// The module does something with a pointer that rewriting cannot keep correct.
     #[error("cannot translate {instruction}: {reason}")]

@@ -118,9 +118,12 @@ impl Graph {
         let mut loops = Vec::new();
         for (header, block) in function.blocks.iter().enumerate().rev() {
             let merge = block.instructions.iter().find(|instruction| instruction.class.opcode == Op::LoopMerge);
-            let Some(merge) = merge.and_then(|merge| merge.operands.first()).and_then(Operand::id_ref_any) else { continue };
+            let Some(merge) = merge.and_then(|merge| merge.operands.first()).and_then(Operand::id_ref_any) else {
+                continue;
+            };
             let Some(&merge) = self.index.get(&merge) else { continue };
-            let back = self.predecessors[header].iter().find(|&&from| self.reachable(from) && self.dominates(header, from));
+            let back =
+                self.predecessors[header].iter().find(|&&from| self.reachable(from) && self.dominates(header, from));
             // A loop that never goes back runs once.
             if let Some(&back) = back {
                 loops.push(Loop { header, merge, back });

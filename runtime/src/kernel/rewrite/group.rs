@@ -112,7 +112,12 @@ struct Candidate {
 }
 
 /// Finds the groups of a block, by the place of their first load.
-pub(super) fn find(code: &Code, layouts: &Layouts, addresses: &Addresses<'_>, block: &[Instruction]) -> HashMap<usize, Group> {
+pub(super) fn find(
+    code: &Code,
+    layouts: &Layouts,
+    addresses: &Addresses<'_>,
+    block: &[Instruction],
+) -> HashMap<usize, Group> {
     let mut groups = HashMap::new();
     let mut open: HashMap<Key, Vec<Candidate>> = HashMap::new();
     for (at, instruction) in block.iter().enumerate() {

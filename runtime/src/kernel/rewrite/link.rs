@@ -5,9 +5,10 @@
 
 use super::code::{Code, is_unique_type};
 use super::error::RewriteError;
+use crate::device::layout::variant;
 use crate::kernel::read::read;
-use rspirv::dr::{Instruction, Module, Operand};
-use rspirv::spirv::{BuiltIn, Capability, Decoration, Op, StorageClass, Word};
+use rspirv::dr::{Function, Instruction, Module, Operand};
+use rspirv::spirv::{BuiltIn, Capability, Decoration, MemoryAccess, Op, StorageClass, Word};
 use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
 
@@ -44,8 +45,8 @@ fn library() -> Result<&'static Module, RewriteError> {
 /// Built-ins whose variables in the kernel become the library's business.
 pub(super) const REPLACED: [BuiltIn; 3] = [BuiltIn::WorkgroupId, BuiltIn::GlobalInvocationId, BuiltIn::NumWorkgroups];
 
-/// Adds the library to the module.
-pub(super) fn link(code: &mut Code) -> Result<Linked, RewriteError> {
+/// Adds the library to the module, for workgroups of the size that the constant `size` has.
+pub(super) fn link(code: &mut Code, size: Word) -> Result<Linked, RewriteError> {
     let library = library()?;
     for capability in &library.capabilities {
         if !code.module.capabilities.contains(capability) {
@@ -56,7 +57,8 @@ pub(super) fn link(code: &mut Code) -> Result<Linked, RewriteError> {
     let has = |code: &Code, wanted| {
         code.module.capabilities.iter().any(|capability| capability.operands[..] == [Operand::Capability(wanted)])
     };
-    if has(code, Capability::VulkanMemoryModel) && !has(code, Capability::VulkanMemoryModelDeviceScope) {
+    let vulkan_memory_model = has(code, Capability::VulkanMemoryModel);
+    if vulkan_memory_model && !has(code, Capability::VulkanMemoryModelDeviceScope) {
         let operands = vec![Operand::Capability(Capability::VulkanMemoryModelDeviceScope)];
         code.module.capabilities.push(Instruction::new(Op::Capability, None, None, operands));
     }
@@ -71,7 +73,7 @@ pub(super) fn link(code: &mut Code) -> Result<Linked, RewriteError> {
 
     let entry = library.entry_points.first().and_then(|entry| entry.operands.get(1)).and_then(Operand::id_ref_any);
     let mut linker = Linker { ids: HashMap::new(), theirs: HashSet::new() };
-    linker.share_inputs(code, library);
+    linker.share_inputs(code, library, size);
     linker.instruction_sets(code, library);
     for global in &library.types_global_values {
         linker.global(code, global);
@@ -84,7 +86,13 @@ pub(super) fn link(code: &mut Code) -> Result<Linked, RewriteError> {
         for instruction in function.all_inst_iter_mut() {
             *instruction = linker.instruction(code, instruction);
         }
+        if vulkan_memory_model {
+            make_volatile(code, &mut function);
+        }
         code.module.functions.push(function);
+    }
+    if vulkan_memory_model {
+        code.module.annotations.retain(|annotation| !annotation.operands.contains(&VOLATILE));
     }
     let mut functions = HashMap::new();
     for name in &library.debug_names {
@@ -108,6 +116,25 @@ pub(super) fn link(code: &mut Code) -> Result<Linked, RewriteError> {
         return Err(RewriteError::Module("the translation library has no push constants".into()));
     }
     Ok(Linked { functions, push_variable, push_structure, first })
+}
+
+const VOLATILE: Operand = Operand::Decoration(Decoration::Volatile);
+
+/// The Vulkan memory model knows no volatile members: what the library does with memory is volatile where it is done.
+fn make_volatile(code: &Code, function: &mut Function) {
+    for instruction in function.blocks.iter_mut().flat_map(|block| &mut block.instructions) {
+        let at = match instruction.class.opcode {
+            Op::Load => 1,
+            Op::Store => 2,
+            _ => continue,
+        };
+        let pointer = instruction.operands.first().and_then(Operand::id_ref_any);
+        if pointer.is_some_and(|pointer| code.physical(pointer).is_some())
+            && let Some(Operand::MemoryAccess(bits)) = instruction.operands.get_mut(at)
+        {
+            *bits |= MemoryAccess::VOLATILE;
+        }
+    }
 }
 
 struct Linker {
@@ -145,15 +172,18 @@ impl Linker {
     }
 
     /// One variable for each built-in: two with the same decoration are not allowed in an entry point.
-    fn share_inputs(&mut self, code: &Code, library: &Module) {
+    fn share_inputs(&mut self, code: &Code, library: &Module, size: Word) {
         for annotation in &library.annotations {
             if let [Operand::IdRef(target), Operand::Decoration(Decoration::BuiltIn), Operand::BuiltIn(built_in)] =
                 annotation.operands[..]
-                && built_in != BuiltIn::WorkgroupSize
-                && !REPLACED.contains(&built_in)
-                && let Some(theirs) = code.built_in(built_in)
             {
-                self.becomes(target, theirs);
+                if built_in == BuiltIn::WorkgroupSize {
+                    self.becomes(target, size);
+                } else if !REPLACED.contains(&built_in)
+                    && let Some(theirs) = code.built_in(built_in)
+                {
+                    self.becomes(target, theirs);
+                }
             }
         }
     }
@@ -199,9 +229,10 @@ impl Linker {
     fn annotations(&mut self, code: &mut Code, library: &Module) {
         for annotation in &library.annotations {
             let target = annotation.operands.first().and_then(Operand::id_ref_any);
-            // A workgroup size would hold for the whole module.
-            let sizes_workgroups = annotation.operands.get(2) == Some(&Operand::BuiltIn(BuiltIn::WorkgroupSize));
-            if sizes_workgroups || target.is_some_and(|target| self.theirs.contains(&target)) {
+            // The library's own workgroup size is nobody's.
+            let sizes = annotation.operands.get(1) == Some(&Operand::Decoration(Decoration::SpecId))
+                && annotation.operands.get(2) != Some(&Operand::LiteralBit32(variant::CONSTANT_ID));
+            if sizes || target.is_some_and(|target| self.theirs.contains(&target)) {
                 continue;
             }
             let annotation = self.instruction(code, annotation);

@@ -71,8 +71,9 @@ pub(super) fn guard(
 fn exit_on_every_way(function: &Function, graph: &Graph, of: Loop) -> Option<usize> {
     graph.predecessors[of.merge].iter().copied().find(|&block| {
         let terminator = function.blocks[block].instructions.last();
-        terminator.is_some_and(|terminator| terminator.class.opcode == Op::BranchConditional && leaves_on(terminator, graph, of).is_some())
-            && graph.contains(of, block)
+        terminator.is_some_and(|terminator| {
+            terminator.class.opcode == Op::BranchConditional && leaves_on(terminator, graph, of).is_some()
+        }) && graph.contains(of, block)
             && graph.dominates(block, of.back)
     })
 }
@@ -92,9 +93,8 @@ fn leaves_on(branch: &Instruction, graph: &Graph, of: Loop) -> Option<bool> {
 /// Where instructions can be put at a block's end: before its merge instruction and its terminator.
 fn tail(instructions: &[Instruction]) -> usize {
     let end = instructions.len().saturating_sub(1);
-    let merge = end.checked_sub(1).filter(|&at| {
-        matches!(instructions[at].class.opcode, Op::LoopMerge | Op::SelectionMerge)
-    });
+    let merge =
+        end.checked_sub(1).filter(|&at| matches!(instructions[at].class.opcode, Op::LoopMerge | Op::SelectionMerge));
     merge.unwrap_or(end)
 }
 
@@ -123,7 +123,12 @@ fn guard_exit(code: &mut Code, function: &mut Function, graph: &Graph, of: Loop,
         (Op::LogicalAnd, sound)
     };
     let both = code.fresh_value(bool);
-    added.push(Instruction::new(opcode, Some(bool), Some(both), vec![Operand::IdRef(condition), Operand::IdRef(other)]));
+    added.push(Instruction::new(
+        opcode,
+        Some(bool),
+        Some(both),
+        vec![Operand::IdRef(condition), Operand::IdRef(other)],
+    ));
     if let Some(branch) = instructions.last_mut() {
         branch.operands[0] = Operand::IdRef(both);
     }
@@ -188,8 +193,16 @@ fn tail_of_open(instructions: &[Instruction]) -> usize {
 fn null_of(code: &mut Code, ty: Word) -> Option<Word> {
     let declared = code.global(ty)?;
     let has_null = match declared.class.opcode {
-        Op::TypePointer => declared.operands.first() == Some(&Operand::StorageClass(StorageClass::PhysicalStorageBuffer)),
-        Op::TypeBool | Op::TypeInt | Op::TypeFloat | Op::TypeVector | Op::TypeMatrix | Op::TypeArray | Op::TypeStruct => true,
+        Op::TypePointer => {
+            declared.operands.first() == Some(&Operand::StorageClass(StorageClass::PhysicalStorageBuffer))
+        }
+        Op::TypeBool
+        | Op::TypeInt
+        | Op::TypeFloat
+        | Op::TypeVector
+        | Op::TypeMatrix
+        | Op::TypeArray
+        | Op::TypeStruct => true,
         _ => false,
     };
     has_null.then(|| code.null(ty))
@@ -263,8 +276,14 @@ fn is_counted(code: &Code, function: &Function, graph: &Graph, of: Loop, around:
     let Some(comparison) = definitions.get(&condition) else { return false };
     let ordered = matches!(
         comparison.class.opcode,
-        Op::ULessThan | Op::SLessThan | Op::ULessThanEqual | Op::SLessThanEqual
-            | Op::UGreaterThan | Op::SGreaterThan | Op::UGreaterThanEqual | Op::SGreaterThanEqual
+        Op::ULessThan
+            | Op::SLessThan
+            | Op::ULessThanEqual
+            | Op::SLessThanEqual
+            | Op::UGreaterThan
+            | Op::SGreaterThan
+            | Op::UGreaterThanEqual
+            | Op::SGreaterThanEqual
     );
     let [Operand::IdRef(left), Operand::IdRef(right)] = comparison.operands[..] else { return false };
     let header = &function.blocks[of.header].instructions;

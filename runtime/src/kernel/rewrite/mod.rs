@@ -75,7 +75,8 @@ pub fn rewrite(spirv: &[u8]) -> Result<Rewritten, RewriteError> {
     let with_barriers = barriers::functions_with_barriers(&code);
 
     let replaced = entry::find_built_ins(&code);
-    let linked = link::link(&mut code)?;
+    let size = entry::workgroup_size(&mut code, function)?;
+    let linked = link::link(&mut code, size)?;
     push::merge(&mut code, &linked)?;
     entry::replace_built_ins(&mut code, &replaced)?;
     let own = linked.first;
@@ -89,7 +90,7 @@ pub fn rewrite(spirv: &[u8]) -> Result<Rewritten, RewriteError> {
     });
     code.module.functions.splice(0..0, functions);
     result?;
-    let entry = entry::Entry { function, barriers: with_barriers.contains(&function) };
+    let entry = entry::Entry { function, size, barriers: with_barriers.contains(&function) };
     entry::wrap(&mut code, &linked, &entry, &replaced)?;
 
     let translations = TRANSLATIONS.iter().map(|name| linked.function(name)).collect::<Result<HashSet<_>, _>>()?;
@@ -140,7 +141,9 @@ fn matrices(code: &Code, layouts: &Layouts) -> HashMap<Word, MatrixLayout> {
         else {
             continue;
         };
-        if let Some(layout) = follow(code, layouts, &found, base, instruction.operands.get(elements..).unwrap_or_default()) {
+        if let Some(layout) =
+            follow(code, layouts, &found, base, instruction.operands.get(elements..).unwrap_or_default())
+        {
             found.insert(result, layout);
         }
     }

@@ -70,7 +70,8 @@ fn every_output_is_valid() {
         let rewritten = rewrite(&kernel).unwrap_or_else(|error| panic!("{name}: {error}"));
         let path = folder.join(format!("{name}.spv"));
         std::fs::write(&path, bytes(&rewritten.words)).unwrap();
-        let run = Command::new("spirv-val").args(["--target-env", "vulkan1.2", "--scalar-block-layout"]).arg(&path).output();
+        let run =
+            Command::new("spirv-val").args(["--target-env", "vulkan1.2", "--scalar-block-layout"]).arg(&path).output();
         let run = run.unwrap();
         if !run.status.success() {
             invalid.push(format!("{name}: {}", String::from_utf8_lossy(&run.stderr)));
@@ -110,7 +111,10 @@ fn damage(words: &mut Vec<u32>, random: &mut SmallRng) {
 
 #[test]
 fn damaged_modules_are_an_error_or_rewritten_but_never_a_panic() {
-    let seed = std::env::var("VKSVM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| SmallRng::from_os_rng().random());
+    let seed = std::env::var("VKSVM_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| SmallRng::from_os_rng().random());
     println!("VKSVM_SEED={seed}");
     let mut random = SmallRng::seed_from_u64(seed);
     let kernels: Vec<Vec<u32>> = [SAXPY, LIST, ROWS, WAIT]

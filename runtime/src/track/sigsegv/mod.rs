@@ -71,7 +71,7 @@ impl SigsegvTracker {
     /// Too many trackers live at once, or the kernel refuses the signal handler.
     ///
     /// # Safety
-    /// As for [`choose`](super::choose).
+    /// As for [`choose`](super::choose()).
     pub unsafe fn open(
         views: Views,
         options: &TrackerOptions,

@@ -26,6 +26,7 @@ super::for_each_tracker! {
     no_access_completes_before_the_handler_allows_it,
     the_toucher_is_named,
     spans_of_mixed_pages_are_changed_at_once,
+    spans_may_cross_kernel_mappings,
     a_fault_needs_no_change_to_be_resolved,
     stop_makes_everything_accessible,
     stop_frees_threads_that_wait,
@@ -258,6 +259,26 @@ fn spans_of_mixed_pages_are_changed_at_once(case: Case) {
     t.tracker.unmap(all).unwrap();
     assert!(unchanged());
     assert_eq!(t.take_faults().len(), PAGES as usize);
+}
+
+fn spans_may_cross_kernel_mappings(case: Case) {
+    let t = Tracked::watching(case, 64);
+    for start in [5, 20, 41] {
+        // SAFETY: advice on three pages of the app view: it splits the kernel's mapping.
+        let advised = unsafe { libc::madvise(t.memory.app(start).cast(), 3 * PAGE_SIZE, libc::MADV_SEQUENTIAL) };
+        assert_eq!(advised, 0);
+    }
+    (0..64).filter(|n| n % 3 != 0).for_each(|n| t.memory.store_alias(n, u64::from(n)));
+
+    for protection in [ReadOnly, ReadWrite] {
+        t.tracker.unmap(pages(0, 64)).unwrap();
+        t.tracker.map(pages(0, 64), protection).unwrap();
+        (0..64).for_each(|n| assert_eq!(t.memory.load(n), if n % 3 == 0 { 0 } else { u64::from(n) }));
+    }
+    t.tracker.write_protect(pages(0, 64)).unwrap();
+    assert_eq!(t.take_faults(), []);
+    (0..64).for_each(|n| t.memory.store(n, 1));
+    assert_eq!(t.take_faults().len(), 64);
 }
 
 fn a_fault_needs_no_change_to_be_resolved(case: Case) {

@@ -147,8 +147,9 @@ impl Memory {
         // SAFETY: the fixed mapping replaces part of the reservation made just before; the others are new.
         unsafe {
             let reserved = bytes + Self::ALIGNMENT;
-            let reservation =
-                mmap_anonymous(null_mut(), reserved, ProtFlags::empty(), MapFlags::PRIVATE).unwrap().expose_provenance();
+            let reservation = mmap_anonymous(null_mut(), reserved, ProtFlags::empty(), MapFlags::PRIVATE)
+                .unwrap()
+                .expose_provenance();
             let app: *mut c_void = with_exposed_provenance_mut(reservation.next_multiple_of(Self::ALIGNMENT));
             mmap(app, bytes, protection, shared | MapFlags::FIXED, &memfd, 0).unwrap();
             madvise(app, bytes, Advice::LinuxDontFork).unwrap();

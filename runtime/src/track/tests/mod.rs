@@ -5,7 +5,6 @@ mod contract;
 mod fixture;
 mod processes;
 mod stress;
-mod timing;
 
 /// Runs each named `fn(Case)` once per tracker.
 macro_rules! for_each_tracker {

@@ -50,7 +50,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 const OPEN_REMEDY: &str = "Set the sysctl vm.unprivileged_userfaultfd=1, grant CAP_SYS_PTRACE or access to \
     /dev/userfaultfd, allow the system call in the container's seccomp profile, or set VKSVM_TRACKER=sigsegv";
 const KERNEL_REMEDY: &str = "Use Linux 6.4 or newer, or set VKSVM_TRACKER=sigsegv";
-const MEMORY_REMEDY: &str = "Free host memory, raise the memory limit of the process's control group, or raise vm.max_map_count";
+const MEMORY_REMEDY: &str =
+    "Free host memory, raise the memory limit of the process's control group, or raise vm.max_map_count";
 const WATCH_FIRST: &str = "Only pages that were passed to watch can be tracked; this is a bug in the caller";
 const NOT_RUNNING: &str = "The tracker was stopped, or this is a forked child of the process that owns it";
 
@@ -89,7 +90,7 @@ impl UffdTracker {
     /// The kernel refuses userfaultfd or lacks a feature.
     ///
     /// # Safety
-    /// As for [`choose`](super::choose).
+    /// As for [`choose`](super::choose()).
     pub unsafe fn open(views: Views, options: &TrackerOptions) -> Result<Self, TrackerUnavailable> {
         let (raw, privilege, features) = negotiate()?;
         let stop_event =
@@ -173,15 +174,16 @@ impl Tracker for UffdTracker {
     }
 
     fn map(&self, pages: PageRange, protection: Protection) -> Result<(), TrackError> {
-        match self.core.admit_watched("mapping", pages) {
-            // Everything is accessible already, and a handler may be on its way out.
-            Err(_) if self.core.is_stopped_here() => return Ok(()),
-            admitted => admitted?,
-        }
-        match self.core.populate(pages, protection) {
-            Err(_) if self.core.is_stopped_here() => Ok(()),
-            done => done.map_err(|error| TrackError::new("mapping", pages, error, MEMORY_REMEDY)),
-        }
+        // Unlike the other operations this asks the kernel, not the registry, what is watched: no lock on the fault path.
+        let mapped = self.core.admit("mapping", pages).and_then(|()| {
+            let mapped = self.core.lift_refusals(pages).and_then(|()| self.core.populate(pages, protection));
+            mapped.map_err(|error| {
+                let remedy = if error == Errno::NOENT { WATCH_FIRST } else { MEMORY_REMEDY };
+                TrackError::new("mapping", pages, error, remedy)
+            })
+        });
+        // Once stopped everything is accessible, and a handler may be on its way out.
+        if self.core.is_stopped_here() { Ok(()) } else { mapped }
     }
 
     fn unit(&self, page: PageIndex) -> PageRange {

@@ -20,20 +20,29 @@ impl Core {
     ///
     /// *Continue* maps contents up to the first page that is mapped already or has none. A run that is mapped
     /// gets its protection changed and is skipped; holes are filled, then continue goes on. Protected pages are
-    /// mapped protected: at no time could a store slip in. Nobody is woken: see the module's page.
+    /// mapped protected: at no time could a store slip in. The kernel continues within one of its mappings only, and
+    /// borders may run anywhere (the program may have given part of the heap other advice): spans are halved
+    /// until they fit. Nobody is woken: see the module's page.
     pub(super) fn populate(&self, pages: PageRange, protection: Protection) -> Result<(), Errno> {
         let protect = protection == Protection::ReadOnly;
         let mut rest = pages;
+        let mut window = rest.len();
         let mut stalls = 0;
         while !rest.is_empty() {
-            let done = match self.raw.continue_(self.span(rest), protect) {
+            let span = PageRange::of_len(rest.start, rest.len().min(window));
+            let done = match self.raw.continue_(self.span(span), protect) {
                 Ok(bytes) => bytes / PAGE_SIZE,
                 Err(Errno::EXIST) => {
-                    let mapped = self.mapped_run(rest);
+                    let mapped = self.mapped_run(span);
                     self.protect_mapped(mapped, protect)?;
                     mapped.len() as usize
                 }
-                Err(Errno::FAULT) => self.fill_hole(rest, protect)?,
+                Err(Errno::FAULT) => self.fill_hole(span, protect)?,
+                // The span crosses a border of kernel mappings (or is not registered at all).
+                Err(Errno::NOENT) if span.len() > 1 => {
+                    window = span.len() / 2;
+                    continue;
+                }
                 Err(Errno::AGAIN | Errno::INTR) => 0,
                 Err(error) => return Err(error),
             };
@@ -46,6 +55,7 @@ impl Core {
                 std::thread::yield_now();
             } else {
                 stalls = 0;
+                window = window.saturating_mul(2);
             }
         }
         Ok(())

@@ -50,7 +50,9 @@ impl Registry {
         }
         match self.register(self.rounded_out(pages), &mut register) {
             Err(Errno::NOMEM) => {
-                // No mapping left to split: fill gaps, which merges some, and try once more.
+                // No mapping left to split: the limit is lower than the budget. Fill gaps, which merges some, and
+                // try once more.
+                self.budget = self.budget.min(self.registered.len());
                 self.coarsen(&mut register)?;
                 self.register(self.rounded_out(pages), &mut register)?;
             }

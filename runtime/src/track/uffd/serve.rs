@@ -49,8 +49,7 @@ impl Core {
             if messages[..index].iter().any(|other| same_page(&other)) {
                 continue;
             }
-            let access =
-                messages[index..].iter().filter(same_page).map(Message::access).max().unwrap_or(Access::Write);
+            let access = messages[index..].iter().filter(same_page).map(Message::access).max().unwrap_or(Access::Write);
             if let Some(page) = self.views.app_page(address) {
                 self.serve_fault(handler, CpuFault { page, access, thread: message.thread() });
             }
@@ -61,11 +60,15 @@ impl Core {
 
     fn serve_fault(&self, handler: &dyn FaultHandler, fault: CpuFault) {
         let page = PageRange::single(fault.page);
-        if self.has_gaps.load(Ordering::Acquire) && !self.registry.lock().is_watched(page) {
-            // Nobody watches this page, it lies in a gap. If it cannot be mapped (no memory), the
-            // touch is retried, as often as it takes or until the kernel finds a victim.
-            let _ = self.populate(page, super::Protection::ReadWrite);
-            return;
+        if self.has_gaps.load(Ordering::Acquire) {
+            // Held until the page is mapped, so that nobody watches and unmaps it in between.
+            let registry = self.registry.lock();
+            if !registry.is_watched(page) {
+                // Nobody watches this page, it lies in a gap. If it cannot be mapped (no memory), the
+                // touch is retried, as often as it takes or until the kernel finds a victim.
+                let _ = self.populate(page, super::Protection::ReadWrite);
+                return;
+            }
         }
         self.faults.fetch_add(1, Ordering::Relaxed);
         if resolve(handler, fault) == FaultOutcome::Refused {

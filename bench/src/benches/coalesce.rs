@@ -1,0 +1,90 @@
+//! `coalesce`: which service operations, and which bytes, a pattern of misses leads to.
+
+use super::memory::Memcpy;
+use crate::harness::{Samples, Suite, Wanted, seconds};
+use crate::kernels::{WALK_GROUP, idempotent};
+use crate::spirv;
+use anyhow::{Result, ensure};
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng, seq::index};
+use vksvm::{Stats, SvmVec};
+
+const ROUNDS: u32 = 7;
+const WORDS: usize = 1024;
+
+pub(super) fn run(suite: &mut Suite) -> Result<()> {
+    let pages = suite.size(65_536usize, 16_384);
+    let mut rng = SmallRng::seed_from_u64(11);
+    let every = |step: usize| (0..pages as u32).step_by(step).collect::<Vec<_>>();
+    let mut patterns = vec![("sequential".to_owned(), every(1))];
+    patterns.extend([2, 4, 16, 64].map(|step| (format!("stride {step}"), every(step))));
+    let few = pages / 64;
+    patterns.push(("random".into(), index::sample(&mut rng, pages, few).into_iter().map(|page| page as u32).collect()));
+    let mut clusters: Vec<u32> = (0..few / 16)
+        .flat_map(|_| {
+            let start = rng.random_range(0..pages as u32 - 16);
+            start..start + 16
+        })
+        .collect();
+    clusters.sort_unstable();
+    clusters.dedup();
+    clusters.shuffle(&mut rng);
+    patterns.push(("clustered".into(), clusters));
+    for (name, list) in patterns {
+        pattern(suite, &name, pages, &list)?;
+    }
+    Ok(())
+}
+
+/// Runs one pattern in two runtimes, with prefetch and without.
+fn pattern(suite: &mut Suite, name: &str, pages: usize, list: &[u32]) -> Result<()> {
+    let n = list.len();
+    let svms = [suite.open(|builder| builder)?, suite.open(|builder| builder.prefetch(false))?];
+    let mut parts = Vec::new();
+    for svm in &svms {
+        let heap = svm.heap();
+        parts.push((
+            idempotent(svm, "touch", spirv!("touch"))?,
+            heap.vec_zeroed::<u32>(pages * WORDS)?,
+            heap.vec_from_slice(list)?,
+            heap.vec_from_slice(&vec![0u32; n])?,
+        ));
+    }
+    let fill = |data: &mut SvmVec<u32>| (0..pages).for_each(|page| data[page * WORDS] = page as u32 + 1);
+    let mut memcpy = Memcpy::new(64 << 20);
+    let mut reports: [Vec<Stats>; 2] = Default::default();
+    let samples = suite.interleave(name, ROUNDS, 3, |which| {
+        let Some((kernel, data, shared, out)) = parts.get_mut(which) else { return Ok(memcpy.seconds(n * 4096)) };
+        fill(data);
+        // In slices, so that a stream is seen as one: what earlier misses teach helps later ones.
+        let (time, done) = seconds(|| -> Result<()> {
+            let launch = kernel.launch([(n as u32).div_ceil(WALK_GROUP), 1, 1]).read(&data[..]).read(&shared[..]);
+            reports[which].push(launch.write(&mut out[..]).value(n as u32).value(0u32).run()?);
+            Ok(())
+        });
+        done?;
+        ensure!(out.iter().zip(list).all(|(&out, &page)| out == page + 1), "the kernel read something else");
+        Ok(time)
+    })?;
+    let own = &samples[0];
+    let figure = |f: &dyn Fn(&Stats) -> f64| Samples(reports[0][1..].iter().map(f).collect());
+    let row = suite.row(name, "launch", "s", own);
+    row.against("without prefetch", own, &samples[1]).limited_by("memcpy", &samples[2], own);
+    match name {
+        "sequential" => drop(row.wanted(Wanted::LimitAtLeast(0.6))),
+        "random" => drop(row.wanted(Wanted::RatioAtMost(1.1))),
+        _ => {}
+    }
+    let operations = figure(&|stats| n as f64 / stats.ranges.max(1) as f64);
+    let row = suite.row(name, "pages per service operation", "", &operations);
+    if name == "sequential" {
+        row.wanted(Wanted::ValueAtLeast(256.0));
+    }
+    let moved = figure(&|stats| stats.pages_in as f64 / n as f64);
+    let row = suite.row(name, "bytes moved / needed", "", &moved);
+    if name == "random" {
+        row.wanted(Wanted::ValueAtMost(1.5));
+    }
+    Ok(())
+}

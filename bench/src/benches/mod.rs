@@ -1,0 +1,36 @@
+//! The benches. Each is a function that measures into a [`Suite`].
+
+mod coalesce;
+mod cold;
+mod fault;
+mod hmm;
+mod invalidate;
+mod memory;
+mod resident;
+mod scale;
+mod sparse;
+
+use crate::harness::Suite;
+use anyhow::Result;
+
+/// A benchmark.
+pub(crate) struct Bench {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) run: fn(&mut Suite) -> Result<()>,
+}
+
+/// All of them, in the order in which they run.
+pub(crate) fn all() -> Vec<Bench> {
+    let bench = |name, about, run| Bench { name, about, run };
+    vec![
+        bench("resident", "kernels on resident data, against the same kernels on raw addresses", resident::run as _),
+        bench("cold", "first touch, from data on the CPU to the result on the CPU", cold::run as _),
+        bench("sparse", "few pages of a large array, in random order", sparse::run as _),
+        bench("fault", "one launch that misses a batch of pages", fault::run as _),
+        bench("coalesce", "patterns of misses", coalesce::run as _),
+        bench("invalidate", "the CPU takes pages back", invalidate::run as _),
+        bench("scale", "many VMAs, large heaps, many threads", scale::run as _),
+        bench("hmm", "the range protocol alone", hmm::run as _),
+    ]
+}

@@ -1,0 +1,91 @@
+//! `sparse`: a share of the pages of a large array touched by a kernel, in random order.
+//!
+//! Peers: copying the whole array to the device first, and a kernel that reads host-visible memory where it lies.
+
+use crate::harness::{Suite, Wanted, seconds};
+use crate::kernels::{Push, Raw, WALK_GROUP, contents, idempotent};
+use crate::spirv;
+use anyhow::{Result, ensure};
+use rand::rngs::SmallRng;
+use rand::{SeedableRng, seq::index};
+use vksvm::device::vulkan::RawMemory;
+
+const ROUNDS: u32 = 7;
+const WORDS: usize = 1024;
+
+pub(super) fn run(suite: &mut Suite) -> Result<()> {
+    let bytes = suite.size(2usize << 30, 256 << 20);
+    let pages = bytes / 4096;
+    let svm = suite.open(|builder| builder)?;
+    let heap = svm.heap();
+    let kernel = idempotent(&svm, "touch", spirv!("touch"))?;
+    // The peers' array: the host writes it and the device can read it in place.
+    let mut raw = Raw::new(&svm)?;
+    let visible = raw.device.raw_buffer(bytes, RawMemory::Upload)?;
+    let device = raw.device.raw_buffer(bytes, RawMemory::Device)?;
+    let host = visible.host().expect("upload memory is mapped").cast::<u32>().as_ptr();
+    let mut data = heap.vec_zeroed::<u32>(pages * WORDS)?;
+    for page in 0..pages {
+        // SAFETY: in bounds; no kernel runs.
+        unsafe { host.add(page * WORDS).write(page as u32 ^ 0xa5a5) };
+        data[page * WORDS] = page as u32 ^ 0xa5a5;
+    }
+    let raw_kernel = raw.kernel("raw_touch", spirv!("raw_touch"), 32)?;
+    for share in [0.001, 0.01, 0.1, 0.5] {
+        let n = (pages as f64 * share) as usize;
+        let mut rng = SmallRng::seed_from_u64(7);
+        let list: Vec<u32> = index::sample(&mut rng, pages, n).into_iter().map(|page| page as u32).collect();
+        let shared = heap.vec_from_slice(&list)?;
+        let mut out = heap.vec_from_slice(&vec![0u32; n])?;
+        let (raw_list, raw_out) = (raw.buffer_with(&list)?, raw.results(n * 4)?);
+        let groups = (n as u32).div_ceil(WALK_GROUP);
+        let right = |out: &[u32]| out.iter().zip(&list).all(|(&out, &page)| out == page ^ 0xa5a5);
+        let case = format!("{} % of {} MiB", share * 100.0, bytes >> 20);
+        let mut moved = 0;
+        let samples = suite.interleave(&case, ROUNDS, 3, |which| {
+            let time = match which {
+                0 => {
+                    // Written again, so that the device has nothing of it.
+                    for page in 0..pages {
+                        data[page * WORDS] = page as u32 ^ 0xa5a5;
+                    }
+                    let (time, report) = seconds(|| {
+                        let launch = kernel.launch([groups, 1, 1]).read(&data[..]).read(&shared[..]);
+                        launch.write(&mut out[..]).value(n as u32).value(0u32).run()
+                    });
+                    moved = report?.pages_in;
+                    ensure!(right(&out), "the kernel read something else");
+                    time
+                }
+                _ => {
+                    let array = if which == 1 { &device } else { &visible };
+                    let push =
+                        Push::default().address(array).address(&raw_list).address(&raw_out).add(n as u32).add(0u32);
+                    let (time, done) = seconds(|| -> Result<()> {
+                        if which == 1 {
+                            let to = device.host().expect("device memory is mapped on a software device");
+                            // SAFETY: both hold the array, and no kernel runs.
+                            unsafe { to.cast::<u32>().as_ptr().copy_from_nonoverlapping(host, pages * WORDS) };
+                        }
+                        // SAFETY: the list names pages of the array.
+                        unsafe { raw.run(&raw_kernel, push.bytes(), groups) }
+                    });
+                    done?;
+                    // SAFETY: the device is done.
+                    ensure!(right(unsafe { contents(&raw_out) }), "the peer read something else");
+                    time
+                }
+            };
+            Ok(time)
+        })?;
+        let row = suite.row(&case, "launch", "s", &samples[0]);
+        row.against("copying it all", &samples[0], &samples[1]).at(share);
+        if share == 0.01 {
+            row.wanted(Wanted::RatioAtMost(1.0 / 20.0));
+        }
+        suite.row(&case, "launch", "s", &samples[0]).against("host-visible memory", &samples[0], &samples[2]);
+        let needed = crate::harness::Samples(vec![moved as f64 / n as f64]);
+        suite.row(&case, "pages moved / needed", "", &needed);
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! Live passes: servicing page faults while the kernel runs.
+//!
+//! The executor's thread starts the dispatch and then is its service thread: it drains the fault queue, services what it finds with
+//! the same pipeline as in replay mode, and the waiting invocations go on. The gate stays open; who takes pages away meanwhile (CPU faults,
+//! unmaps, evictions) goes by epochs (`service/epochs.rs`).
+//!
+//! Every wait is bounded. An invocation that has polled `poll_limit` times, or is told to give up (a fatal fault, a failed service, the
+//! time limit), is poisoned, and its workgroup falls back to replay, or to a late fault if it must not run twice.
+
+use super::error::LaunchError;
+use super::execute::{Executor, Job, Pass, WorkList};
+use crate::device::layout::{Control, variant};
+use crate::device::{Dispatch, LiveUnit};
+use crate::observe::Counters;
+use std::mem::offset_of;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// How long the service thread spins after it last found something, before it sleeps between looks.
+const SPIN: Duration = Duration::from_micros(200);
+/// How long it sleeps then.
+const NAP: Duration = Duration::from_micros(50);
+
+impl Executor {
+    /// Runs `list` once, servicing its faults meanwhile.
+    pub(super) fn live_pass(&mut self, job: &Job, list: &WorkList, unit: LiveUnit) -> Result<Pass, LaunchError> {
+        let mirror = self.mirror.clone();
+        let prepared = {
+            let gate = mirror.close_gate();
+            self.prepare(job, list, &gate)?
+        };
+        let epochs = mirror.epochs();
+        epochs.word(offset_of!(Control, queue_tail)).store(0, Ordering::Relaxed);
+        epochs.word(offset_of!(Control, give_up)).store(0, Ordering::Release);
+        // SAFETY: two words for each of MAX_SLICE slots; no dispatch is in flight.
+        unsafe { self.units.host().write_bytes(0, list.len() as usize * 8) };
+        let mut bits = variant::LIVE;
+        if unit == LiveUnit::Workgroup {
+            bits |= variant::LOCKSTEP;
+        }
+        if job.idempotent {
+            bits |= variant::IDEMPOTENT;
+        }
+        if self.options.count_translations {
+            bits |= variant::COUNT;
+        }
+        let dispatch = Dispatch { kernel: &job.kernel, variant: bits, push: &prepared.push, groups: prepared.groups };
+        let start = Instant::now();
+        mirror.begin_live();
+        self.service.begin_live();
+        let served = match mirror.device().start(&dispatch) {
+            Ok(()) => self.serve_while_running(job, start),
+            Err(error) => Err(self.device_failed(job, error)),
+        };
+        mirror.end_live();
+        self.service.end_live();
+        let mut pass = self.finish(list, bits, start.elapsed());
+        served?;
+        // What was reported by invocations that gave up is served before the replay.
+        self.drain_live();
+        if pass.replay.is_empty() {
+            let entries = std::mem::take(&mut self.entries);
+            self.abandon(&entries);
+            pass.late = None;
+        }
+        Ok(pass)
+    }
+
+    /// Services faults until the dispatch has ended. After an error the kernel is told to give up, and its end is waited for.
+    fn serve_while_running(&mut self, job: &Job, start: Instant) -> Result<(), LaunchError> {
+        let mirror = self.mirror.clone();
+        let give_up = || mirror.epochs().word(offset_of!(Control, give_up)).store(1, Ordering::SeqCst);
+        let mut result = Ok(());
+        let mut busy = Instant::now();
+        loop {
+            if self.drain_live() > 0 {
+                busy = Instant::now();
+                if result.is_ok() {
+                    if let Err(error) = self.serve(job, None) {
+                        give_up();
+                        result = Err(error);
+                    }
+                } else {
+                    let entries = std::mem::take(&mut self.entries);
+                    self.abandon(&entries);
+                }
+                continue;
+            }
+            if result.is_ok()
+                && let Some(limit) = self.options.time_limit
+                && start.elapsed() > limit
+            {
+                give_up();
+                result = Err(LaunchError::TimedOut { kernel: job.kernel.name.clone(), limit });
+            }
+            let patience = if busy.elapsed() < SPIN { Duration::ZERO } else { NAP };
+            match mirror.device().ended(patience) {
+                Ok(true) => return result,
+                Ok(false) => std::hint::spin_loop(),
+                Err(error) => {
+                    give_up();
+                    return result.and(Err(self.device_failed(job, error)));
+                }
+            }
+        }
+    }
+
+    /// Moves what kernels have appended to `self.entries`; returns how many.
+    fn drain_live(&mut self) -> usize {
+        let before = self.entries.len();
+        let tail = self.mirror.epochs().word(offset_of!(Control, queue_tail));
+        self.queue.drain_live(tail, &mut self.entries);
+        let drained = self.entries.len() - before;
+        Counters::add(&self.counters.device_faults, drained as u64);
+        drained
+    }
+}

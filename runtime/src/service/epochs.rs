@@ -1,0 +1,104 @@
+//! Epochs: taking translations away from kernels that run.
+//!
+//! As in SRCU, units (workgroups, or single invocations) count themselves into the current epoch when they start, out when they end,
+//! and move over to a new one at safe points. A shootdown clears entries, counts the epoch up and waits until nobody is counted in the
+//! old one: from then on no invocation can use what was cleared.
+//!
+//! ```text
+//! host                          unit
+//! clear entries                 epoch e, counted in e
+//! epoch: e → e+1                …uses a translation made in e…
+//! wait for count[e] = 0         safe point: sees e+1, counts into e+1, out of e; forgets its translations
+//! collect late bits, copy, free
+//! ```
+//!
+//! A unit that joins reads the epoch, adds itself, and reads it again: had the host counted up in between and seen zero, the second
+//! look tells. Two counts suffice, by parity, because shootdowns are serialised by the mirror's update lock and each ends with the old
+//! count at zero. The wait ends too when the dispatch has ended, which covers units that left without counting themselves out.
+
+use crate::device::layout::Control;
+use crate::device::{Device, DeviceError, SharedMemory, SharedUse};
+use std::mem::offset_of;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::time::{Duration, Instant};
+
+/// Spins before a waiting shootdown asks whether the dispatch has ended.
+const SPINS: u32 = 2_000;
+
+/// A device's control block, and the epochs kept in it.
+pub struct Epochs {
+    control: Box<dyn SharedMemory>,
+    /// A live dispatch is, or is about to be, in flight. Changed under the update lock.
+    running: AtomicBool,
+    shootdowns: AtomicU64,
+}
+
+impl Epochs {
+    pub(super) fn new(device: &dyn Device) -> Result<Self, DeviceError> {
+        let control = device.shared_memory(size_of::<Control>(), SharedUse::HostReads)?;
+        Ok(Self { control, running: AtomicBool::new(false), shootdowns: AtomicU64::new(0) })
+    }
+
+    /// The control block.
+    pub fn control(&self) -> &dyn SharedMemory {
+        self.control.as_ref()
+    }
+
+    /// A word of the control block, by its offset.
+    pub fn word(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset + 4 <= size_of::<Control>() && offset.is_multiple_of(4));
+        // SAFETY: inside the control block, aligned; both sides access it atomically while a dispatch runs.
+        unsafe { self.control.host().add(offset).cast::<AtomicU32>().as_ref() }
+    }
+
+    /// Shootdowns that waited for running kernels.
+    pub fn shootdowns(&self) -> u64 {
+        self.shootdowns.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, epoch: u32) -> &AtomicU32 {
+        self.word(offset_of!(Control, counts) + 4 * (epoch & 1) as usize)
+    }
+
+    /// A dispatch is about to start; the update lock is held.
+    pub(super) fn begin(&self) {
+        self.count(0).store(0, Ordering::Relaxed);
+        self.count(1).store(0, Ordering::Relaxed);
+        self.running.store(true, Ordering::SeqCst);
+    }
+
+    /// The dispatch has ended; the update lock is held.
+    pub(super) fn end(&self) {
+        self.running.store(false, Ordering::SeqCst);
+    }
+
+    /// Waits until no running kernel uses what was cleared before the call. The update lock is held.
+    pub(super) fn shootdown(&self, device: &dyn Device) {
+        if !self.running.load(Ordering::SeqCst) {
+            return;
+        }
+        fence(Ordering::SeqCst);
+        let old = self.word(offset_of!(Control, epoch)).fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        self.shootdowns.fetch_add(1, Ordering::Relaxed);
+        let start = Instant::now();
+        let mut spins = 0;
+        while self.count(old).load(Ordering::SeqCst) != 0 {
+            spins += 1;
+            if spins < SPINS {
+                std::hint::spin_loop();
+                continue;
+            }
+            spins = 0;
+            // A kernel in a long stretch without a safe point: ask seldom, and leave it the processor.
+            let patience =
+                if start.elapsed() > Duration::from_millis(1) { Duration::from_micros(100) } else { Duration::ZERO };
+            match device.ended(patience) {
+                Ok(false) => {}
+                // A device that fails runs nothing any more.
+                Ok(true) | Err(_) => break,
+            }
+        }
+        fence(Ordering::SeqCst);
+    }
+}
