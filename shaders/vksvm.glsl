@@ -99,6 +99,7 @@ layout(buffer_reference, scalar, buffer_reference_align = 64) buffer VksvmContro
     layout(offset = VKSVM_CONTROL_KERNEL) uint kernel;
     layout(offset = VKSVM_CONTROL_POLL_LIMIT) uint poll_limit;
     layout(offset = VKSVM_CONTROL_UNITS) uint64_t units;
+    layout(offset = VKSVM_CONTROL_GRID_Z) uint grid_z;
     layout(offset = VKSVM_CONTROL_QUEUE_HEAD) uint queue_head;
     layout(offset = VKSVM_CONTROL_BOUNCE_HEAD) uint bounce_head;
     layout(offset = VKSVM_CONTROL_TRANSLATIONS) uint translations;

@@ -55,6 +55,8 @@
 #define VKSVM_CONTROL_POLL_LIMIT 68
 // Live mode: four words a slot: the unit's epoch, never 0, whether it moved over, and how many of its invocations have ended.
 #define VKSVM_CONTROL_UNITS 72
+// The launch's grid in z, in workgroups.
+#define VKSVM_CONTROL_GRID_Z 80
 // Counters, written by kernels, on a cache line of their own.
 #define VKSVM_CONTROL_QUEUE_HEAD 128
 #define VKSVM_CONTROL_BOUNCE_HEAD 132

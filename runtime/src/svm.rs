@@ -567,15 +567,16 @@ impl Svm {
         &self.inner.space
     }
 
-    /// Loads a kernel from SPIR-V; `name` is for messages.
+    /// Loads a kernel from SPIR-V; `name` is for messages. The kernel is a plain compute shader that follows pointers
+    /// (`buffer_reference` in GLSL), which is [rewritten](crate::kernel::rewrite), or was compiled with `vksvm.glsl`.
     ///
     /// # Safety
-    /// The module must be valid SPIR-V for Vulkan 1.2. It must access the heap only through what `vksvm.glsl` returns, write only
-    /// to objects that its launches are given for writing or that are reachable from these, read only likewise, and not race with
+    /// The module must be valid SPIR-V for Vulkan 1.2. With `vksvm.glsl`, it must access the heap only through what that returns.
+    /// It must write only to objects that its launches are given for writing or that are reachable from these, read only likewise, and not race with
     /// itself in ways that Vulkan leaves undefined.
     ///
     /// # Errors
-    /// If the module cannot be read, was not compiled with `vksvm.glsl`, needs more than the device offers, or is refused by the
+    /// If the module cannot be read, cannot be rewritten, needs more than the device offers, or is refused by the
     /// driver.
     pub unsafe fn kernel(&self, name: &str, spirv: &[u8]) -> Result<Kernel, KernelError> {
         self.ready(KernelModule::new(name, spirv)?)

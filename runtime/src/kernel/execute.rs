@@ -451,6 +451,7 @@ impl Executor {
         let epochs = self.mirror.epochs();
         epochs.word(offset_of!(Control, queue_head)).store(0, Ordering::Relaxed);
         epochs.word(offset_of!(Control, bounce_head)).store(0, Ordering::Relaxed);
+        epochs.word(offset_of!(Control, grid_z)).store(job.grid[2], Ordering::Relaxed);
         epochs.word(offset_of!(Control, kernel)).store(job.kernel.id, Ordering::Release);
         let mut push = bytemuck::bytes_of(&block).to_vec();
         push.extend_from_slice(&job.arguments);

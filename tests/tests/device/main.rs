@@ -6,4 +6,5 @@ mod faults;
 mod mappings;
 mod plain;
 mod pressure;
+mod rewrite;
 mod trap;
