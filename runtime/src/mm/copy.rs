@@ -69,20 +69,18 @@ impl AddressSpace {
         let bytes = (values.len() as u64).saturating_mul(size_of::<T>() as u64);
         let span = Span { start: VirtAddr::of(values), bytes };
         if bytes == 0 {
-            // SAFETY: no elements, or elements of no bytes, which need no initialising.
-            return Ok(unsafe { uninitialised(values.len()) });
+            return Ok(vec![T::zeroed(); values.len()]);
         }
         // Checked first: a length that makes no sense must not be allocated.
         let range = self.pages_around(span)?;
-        // SAFETY: every byte is written below, and any bytes make a `T`; on an error the vector is dropped, and a `T` has no drop.
-        let mut copy: Vec<T> = unsafe { uninitialised(values.len()) };
-        // SAFETY: the vector has that many bytes, in ordinary memory that nobody else knows.
+        let mut copy = vec![T::zeroed(); values.len()];
+        // SAFETY: the vector has that many zero bytes, in ordinary memory that nobody else knows, and any bytes make a `T`.
         unsafe { self.copy_at_a_moment(span, range, copy.as_mut_ptr().cast()) }?;
         Ok(copy)
     }
 
     /// # Safety
-    /// `to` must be valid for writing `span.bytes` bytes, outside the heap; `range` are the pages around `span`.
+    /// `to` must be valid for writing `span.bytes` bytes, outside the heap, and zero; `range` are the pages around `span`.
     unsafe fn copy_at_a_moment(&self, span: Span, range: PageRange, to: *mut u8) -> Result<(), SnapshotError> {
         let listening = self.notifiers().subscribe(range, Arc::new(Listening))?;
         let clock = RealClock::new();
@@ -107,6 +105,8 @@ impl AddressSpace {
                 return Ok(());
             }
             retry.collided();
+            // SAFETY: the caller's promise.
+            unsafe { to.write_bytes(0, span.bytes as usize) };
         }
     }
 
@@ -130,9 +130,7 @@ impl AddressSpace {
         let views = &self.home().views;
         let first = span.start.page_offset();
         let bytes = span.bytes as usize;
-        // SAFETY: `to` has room for all of it. Pages without memory read as zeros, and reading them through the alias would give them
-        // some.
-        unsafe { to.write_bytes(0, bytes) };
+        // Pages without memory read as zeros, which `to` has; reading them through the alias would give them some.
         for run in views.has_data(range) {
             let from = ((run.start.0 - range.start.0) as usize) << PAGE_SHIFT;
             let (start, end) = (from.max(first), (from + run.bytes()).min(first + bytes));
@@ -155,15 +153,4 @@ impl AddressSpace {
         debug_assert!(span.bytes.div_ceil(PAGE_SIZE as u64) <= u64::from(last.0 - start.0 + 1));
         Ok(PageRange::new(start, last.plus(1)))
     }
-}
-
-/// A vector whose elements are to be written before it is used.
-///
-/// # Safety
-/// The caller writes every byte before anybody reads one.
-unsafe fn uninitialised<T: AnyBitPattern>(length: usize) -> Vec<T> {
-    let mut vector = Vec::with_capacity(length);
-    // SAFETY: there is room, and the caller's promise.
-    unsafe { vector.set_len(length) };
-    vector
 }

@@ -8,11 +8,13 @@ use proptest::prelude::*;
 use std::cell::RefCell;
 use std::sync::Arc;
 
+type Fault = dyn Fn(&mut Walked, Access) -> Result<(), PageError>;
+
 /// A mapping of pages from `first` on; faults are carried out by `fault`.
 struct List {
     first: u32,
     pages: RefCell<Vec<Walked>>,
-    fault: Box<dyn Fn(&mut Walked, Access) -> Result<(), PageError>>,
+    fault: Box<Fault>,
 }
 
 impl List {
