@@ -284,7 +284,7 @@ impl Builder {
                 .direct_arrays
                 .unwrap_or_else(|| variable("VKSVM_ARRAYS").is_none_or(|value| value != "0")),
         };
-        Svm::assemble(device, vulkan, space, heap, counters, frames, fault_mode, options)
+        Svm::assemble(device, vulkan, SharedHeap { space, heap }, counters, frames, fault_mode, options)
     }
 
     fn new_heap(&self, counters: &Arc<Counters>) -> Result<SharedHeap, OpenError> {
@@ -471,8 +471,7 @@ impl Svm {
     fn assemble(
         device: Arc<dyn Device>,
         vulkan: Option<Arc<VulkanDevice>>,
-        space: Arc<AddressSpace>,
-        heap: Heap,
+        SharedHeap { space, heap }: SharedHeap,
         counters: Arc<Counters>,
         frames: u32,
         fault_mode: String,

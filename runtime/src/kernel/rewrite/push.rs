@@ -44,7 +44,7 @@ pub(super) fn merge(code: &mut Code, linked: &Linked) -> Result<(), RewriteError
     code.module.annotations.retain(|annotation| {
         let target = annotation.operands.first() == Some(&Operand::IdRef(structure));
         let of_variable = annotation.operands.first() == Some(&Operand::IdRef(id));
-        !of_variable && !(target && annotation.operands.get(1) == Some(&Operand::Decoration(Decoration::Block)))
+        !(of_variable || target && annotation.operands.get(1) == Some(&Operand::Decoration(Decoration::Block)))
     });
     code.module.debug_names.retain(|name| name.operands.first() != Some(&Operand::IdRef(id)));
     code.remove_globals(&[id]);
