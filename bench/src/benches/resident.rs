@@ -269,7 +269,7 @@ fn tree(suite: &mut Suite, svm: &Svm) -> Result<()> {
         done.map(|()| time)
     })?;
     report(suite, "tree traversal", &samples, Some(1.35));
-    let want = |key: u32| if key % 2 == 0 { key ^ 0x5555 } else { 0 };
+    let want = |key: u32| if key.is_multiple_of(2) { key ^ 0x5555 } else { 0 };
     let right = |out: &[u32]| out.iter().zip(&keys).all(|(&out, &key)| out == want(key));
     // SAFETY: nothing runs.
     ensure!(right(&out) && right(unsafe { contents(&raw_out) }), "the tree traversal computed something else");
