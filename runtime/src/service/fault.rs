@@ -27,6 +27,7 @@ use crate::mm::space::AddressSpace;
 use crate::mm::state::{Fill, Lose, Quiet, commit, fill, quiet};
 use crate::mm::vma::{Permission, Vma};
 use crate::observe::Counters;
+use crate::policy::Prefetch;
 use crate::track::TrackError;
 use hashbrown::HashSet;
 use std::sync::Arc;
@@ -110,7 +111,8 @@ pub struct Service {
     /// Whether kernels run meanwhile.
     pub(super) live: bool,
     /// Whether pages are mapped that nobody asked for.
-    prefetch: bool,
+    pub(super) prefetch: bool,
+    pub(super) streams: Prefetch,
     access: Vec<Option<Access>>,
     actions: Vec<Action>,
     copies: CopyList,
@@ -125,6 +127,7 @@ impl Service {
     pub fn new(space: Arc<AddressSpace>, mirror: Arc<DeviceMirror>, registration: Arc<Mirror>, prefetch: bool) -> Self {
         Self {
             prefetch,
+            streams: Prefetch::default(),
             space,
             mirror,
             registration,
@@ -153,6 +156,7 @@ impl Service {
         self.contents.forget();
         let mut list = Vec::new();
         self.split_by_vma(faults, &mut list, &mut served);
+        self.look_ahead(faults, &mut list);
         let mut result = Ok(());
         for (span, vma) in list {
             if let Err(error) = self.serve_span(&span, &faults[span.faults.clone()], &vma, &mut served) {
