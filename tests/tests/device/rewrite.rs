@@ -9,19 +9,33 @@ mod pointers;
 
 use corpus::Case;
 use std::collections::BTreeSet;
+use vksvm::FaultMode;
 use vksvm_tests::{open, spirv, with};
 
 fn roomy(cases: &[Case]) {
     // Untranslated accesses would be caught.
-    let svm = with(|builder| builder.trap_untranslated(true));
+    let svm = with(|builder| builder.fault_mode(FaultMode::Replay).trap_untranslated(true));
     corpus::run(&cases.iter().collect::<Vec<_>>(), &svm);
 }
 
 fn tight(cases: &[Case]) {
     for frames in cases.iter().map(|case| case.frames).collect::<BTreeSet<_>>() {
-        let svm = with(|builder| builder.frames(frames));
+        let svm = with(|builder| builder.fault_mode(FaultMode::Replay).frames(frames));
         corpus::run(&cases.iter().filter(|case| case.frames == frames).collect::<Vec<_>>(), &svm);
     }
+}
+
+/// Kernels that run live too: not all, because where few processors are shared, each takes seconds.
+const LIVE: [&str; 8] =
+    ["update", "struct_copy", "atomic_add", "list", "list_for_ever", "tree", "reduction", "barrier_loop"];
+
+#[test]
+fn kernels_run_live_too() {
+    let svm = with(|builder| builder.fault_mode(FaultMode::Live));
+    let all: Vec<Case> = [memory::cases(), pointers::cases(), control::cases()].into_iter().flatten().collect();
+    let live: Vec<_> = all.iter().filter(|case| LIVE.contains(&case.name)).collect();
+    assert_eq!(live.len(), LIVE.len());
+    corpus::run(&live, &svm);
 }
 
 #[test]

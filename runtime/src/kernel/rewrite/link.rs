@@ -92,7 +92,7 @@ pub(super) fn link(code: &mut Code, size: Word) -> Result<Linked, RewriteError> 
         code.module.functions.push(function);
     }
     if vulkan_memory_model {
-        code.module.annotations.retain(|annotation| !annotation.operands.contains(&VOLATILE));
+        code.module.annotations.retain(|annotation| !QUALIFIERS.iter().any(|one| annotation.operands.contains(one)));
     }
     let mut functions = HashMap::new();
     for name in &library.debug_names {
@@ -118,7 +118,7 @@ pub(super) fn link(code: &mut Code, size: Word) -> Result<Linked, RewriteError> 
     Ok(Linked { functions, push_variable, push_structure, first })
 }
 
-const VOLATILE: Operand = Operand::Decoration(Decoration::Volatile);
+const QUALIFIERS: [Operand; 2] = [Operand::Decoration(Decoration::Volatile), Operand::Decoration(Decoration::Coherent)];
 
 /// The Vulkan memory model knows no volatile members: what the library does with memory is volatile where it is done.
 fn make_volatile(code: &Code, function: &mut Function) {
@@ -132,7 +132,7 @@ fn make_volatile(code: &Code, function: &mut Function) {
         if pointer.is_some_and(|pointer| code.physical(pointer).is_some())
             && let Some(Operand::MemoryAccess(bits)) = instruction.operands.get_mut(at)
         {
-            *bits |= MemoryAccess::VOLATILE;
+            *bits |= MemoryAccess::VOLATILE | MemoryAccess::NON_PRIVATE_POINTER;
         }
     }
 }

@@ -4,6 +4,7 @@
 //! source; what they should be is computed here on the CPU. It runs cold (all pages at home), warm (the source is on the
 //! device), with no more frames than a workgroup needs, and, where that is sound, declared idempotent.
 
+use std::time::Instant;
 use vksvm::{Kernel, Svm};
 
 /// The count that kernels are given.
@@ -88,7 +89,11 @@ impl Case {
 
 /// Runs cases; fails with all that failed.
 pub(super) fn run(cases: &[&Case], svm: &Svm) {
-    let failures: Vec<String> =
-        cases.iter().filter_map(|case| case.run(svm).err().map(|error| format!("{}: {error}", case.name))).collect();
+    let mut failures = Vec::new();
+    for case in cases {
+        let begin = Instant::now();
+        failures.extend(case.run(svm).err().map(|error| format!("{}: {error}", case.name)));
+        println!("{}: {:?}", case.name, begin.elapsed());
+    }
     assert!(failures.is_empty(), "{} of {} kernels failed:\n{}", failures.len(), cases.len(), failures.join("\n"));
 }
