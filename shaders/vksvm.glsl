@@ -24,9 +24,21 @@
 //     vksvm_begin_write(p, bytes), vksvm_end_write(p, bytes, address)
 //                              … for storing such an object; it must be 4-byte aligned if it straddles
 //
+//     vksvm_array_read(a, offset), vksvm_array_write(a, offset)
+//                              … for an aligned scalar or vector `offset` bytes into an argument of type VksvmArray,
+//                              which the host pushes with Launch::read_array() or write_array()
+//
 // and the typed short forms at the end of the file. What comes back is a device address; cast it to a
 // `buffer_reference` of your own and use it at once: it is good until the next call of any function of this file by an
 // invocation of the workgroup, or the next barrier. Copy what you need later into variables.
+//
+// Which to choose. A translation loads a page table entry and checks it: little beside a random access to memory, much
+// beside streaming. An array argument is brought to the device and checked once, by the host, before the kernel starts; while its
+// frames are contiguous, an access is an add, as with a raw address. Where they are not, or frames are short, the
+// same call translates. So: VksvmArray for arrays that the kernel goes through or gathers from, pointers for what is linked, and
+// for large arrays of which only a little is used (an array argument is copied whole). Offsets are not checked
+// against the array's length: as everywhere in Vulkan, stay inside. To look for mistakes, open the runtime with
+// `direct_arrays(false)` (VKSVM_ARRAYS=0): then every access is translated and checked.
 //
 // In *live* mode a missing page makes the invocation wait until the host has mapped it. vksvm_safe_point() lets the host take
 // pages away in long stretches without an access. In *replay* mode, and where live waiting gives up, a missing page *poisons* the invocation: from then on its stores vanish and missing loads give zero, and
@@ -55,6 +67,12 @@ struct VksvmLaunch {
     uint flags;
     uint grid_x;
     uint grid_y;
+};
+
+// An array argument: its address on the CPU and, in kernel variants made for it, on the device.
+struct VksvmArray {
+    uint64_t va;
+    uint64_t device;
 };
 
 #ifdef VKSVM_ARGS
@@ -125,8 +143,8 @@ uint vksvm_hits_;
 bool vksvm_is_live_() { return (vksvm_variant_ & VKSVM_VARIANT_LIVE) != 0u; }
 bool vksvm_is_lockstep_() { return (vksvm_variant_ & VKSVM_VARIANT_LOCKSTEP) != 0u; }
 
-// Live mode: the unit's words, its epoch and whether it moved over.
-uint64_t vksvm_unit_() { return VksvmControl_(vksvm_launch_.control).units + 8ul * vksvm_slot_; }
+// Live mode: the unit's words: its epoch (0 before it is counted in), whether it moved over, invocations that ended.
+uint64_t vksvm_unit_() { return VksvmControl_(vksvm_launch_.control).units + 16ul * vksvm_slot_; }
 VksvmWord_ vksvm_count_(uint epoch) {
     return VksvmWord_(vksvm_launch_.control + VKSVM_CONTROL_COUNTS + 4ul * (epoch & 1u));
 }
@@ -186,9 +204,14 @@ bool vksvm_begin() {
     vksvm_workgroup_ = vksvm_launch_.first + vksvm_slot_;
     if ((vksvm_launch_.flags & VKSVM_LAUNCH_LISTED) != 0u)
         vksvm_workgroup_ = VksvmWord_(VksvmControl_(vksvm_launch_.control).list + 4ul * vksvm_slot_).value;
-    uint rows = vksvm_workgroup_ / vksvm_launch_.grid_x;
-    vksvm_workgroup_id_ = uvec3(vksvm_workgroup_ - rows * vksvm_launch_.grid_x, rows % vksvm_launch_.grid_y,
-                                rows / vksvm_launch_.grid_y);
+    // Divisions are dear: where every invocation does little, they would be most of it.
+    if ((vksvm_variant_ & VKSVM_VARIANT_LINEAR) != 0u) {
+        vksvm_workgroup_id_ = uvec3(vksvm_workgroup_, 0u, 0u);
+    } else {
+        uint rows = vksvm_workgroup_ / vksvm_launch_.grid_x;
+        vksvm_workgroup_id_ = uvec3(vksvm_workgroup_ - rows * vksvm_launch_.grid_x, rows % vksvm_launch_.grid_y,
+                                    rows / vksvm_launch_.grid_y);
+    }
     vksvm_poisoned_ = false;
     vksvm_write_want_ = VKSVM_WRITE_WANT_;
     if ((vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u || (vksvm_variant_ & VKSVM_VARIANT_IDEMPOTENT) == 0u)
@@ -196,7 +219,11 @@ bool vksvm_begin() {
     if (vksvm_is_live_()) {
         vksvm_hits_ = 0u;
         if (!vksvm_is_lockstep_()) vksvm_epoch_ = vksvm_join_();
-        else if (gl_LocalInvocationIndex == 0u) VksvmLiveWord_(vksvm_unit_()).value = vksvm_join_();
+        else if (VksvmLiveWord_(vksvm_unit_()).value == 0u) {
+            // The first subgroup to start, whichever it is, counts the unit in.
+            uint epoch = vksvm_join_();
+            if (atomicCompSwap(VksvmWord_(vksvm_unit_()).value, 0u, epoch) != 0u) vksvm_leave_(epoch);
+        }
     }
     return true;
 }
@@ -206,8 +233,12 @@ bool vksvm_begin() {
 void vksvm_end() {
     if (vksvm_is_live_()) {
         if (!vksvm_is_lockstep_()) vksvm_leave_(vksvm_epoch_);
-        else if (gl_LocalInvocationIndex == gl_WorkGroupSize.x * gl_WorkGroupSize.y * gl_WorkGroupSize.z - 1u)
-            vksvm_leave_(VksvmLiveWord_(vksvm_unit_()).value);
+        else {
+            // The last invocation counts the unit out.
+            uint size = gl_WorkGroupSize.x * gl_WorkGroupSize.y * gl_WorkGroupSize.z;
+            if (atomicAdd(VksvmWord_(vksvm_unit_() + 8ul).value, 1u) == size - 1u)
+                vksvm_leave_(VksvmLiveWord_(vksvm_unit_()).value);
+        }
     }
 }
 
@@ -231,6 +262,8 @@ bool vksvm_poison_() {
     vksvm_write_want_ |= VKSVM_PTE_NEVER;
     uint bit = 1u << (vksvm_slot_ & 31u);
     VksvmWord_ word = VksvmWord_(VksvmControl_(vksvm_launch_.control).replay + 4ul * (vksvm_slot_ >> 5));
+    // Looked at first: a workgroup misses many times, and its bit is never taken away while it runs.
+    if ((word.value & bit) != 0u) return false;
     return (atomicOr(word.value, bit) & bit) == 0u;
 }
 
@@ -281,6 +314,24 @@ uint64_t vksvm_sink_(uint64_t va, bool write) {
     return (write ? control.write_sink : control.zero_frame) + uint64_t(uint(va) & 0xFFFu);
 }
 
+// Whether a store may happen, with the workgroup's first one put on record (I6).
+bool vksvm_may_store_() {
+    if (vksvm_poisoned_ || (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u) return false;
+    if ((vksvm_variant_ & VKSVM_VARIANT_IDEMPOTENT) == 0u && (vksvm_write_want_ & VKSVM_PTE_NEVER) != 0u) {
+        // On record first, then look whether a neighbour was poisoned: one of the two sees the other.
+        VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
+        uint bit = 1u << (vksvm_slot_ & 31u);
+        uint64_t word = 4ul * (vksvm_slot_ >> 5);
+        atomicOr(VksvmWord_(control.stored + word).value, bit);
+        if ((atomicOr(VksvmWord_(control.replay + word).value, 0u) & bit) != 0u) {
+            vksvm_poison_();
+            return false;
+        }
+        vksvm_write_want_ &= ~VKSVM_PTE_NEVER;
+    }
+    return true;
+}
+
 // Reports the page of an entry as missing, unless somebody has.
 void vksvm_miss_(uint64_t at, uint64_t va, uint bytes, uint flags) {
     bool write = (flags & VKSVM_FAULT_WRITE) != 0u;
@@ -314,21 +365,7 @@ uint64_t vksvm_slow_(uint64_t va, uint bytes, bool write) {
         if (live) vksvm_move_();
         uint entry = live ? VksvmLiveWord_(at).value : low.value;
         if ((entry & need) == need) {
-            if (write) {
-                if (vksvm_poisoned_ || (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u) return vksvm_sink_(va, true);
-                if ((vksvm_variant_ & VKSVM_VARIANT_IDEMPOTENT) == 0u && (vksvm_write_want_ & VKSVM_PTE_NEVER) != 0u) {
-                    // On record first, then look whether a neighbour was poisoned: one of the two sees the other.
-                    VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
-                    uint bit = 1u << (vksvm_slot_ & 31u);
-                    uint64_t word = 4ul * (vksvm_slot_ >> 5);
-                    atomicOr(VksvmWord_(control.stored + word).value, bit);
-                    if ((atomicOr(VksvmWord_(control.replay + word).value, 0u) & bit) != 0u) {
-                        vksvm_poison_();
-                        return vksvm_sink_(va, true);
-                    }
-                    vksvm_write_want_ &= ~VKSVM_PTE_NEVER;
-                }
-            }
+            if (write && !vksvm_may_store_()) return vksvm_sink_(va, true);
             uint set = write ? (VKSVM_PTE_ACCESSED | VKSVM_PTE_DIRTY) : VKSVM_PTE_ACCESSED;
             // Live, the entry may have been taken away since; then the bits are collected by whoever took it.
             if ((entry & set) != set) entry = atomicOr(low.value, set);
@@ -338,7 +375,8 @@ uint64_t vksvm_slow_(uint64_t va, uint bytes, bool write) {
             }
         } else {
             if (!live) vksvm_poison_();
-            if (!live || (entry & asked) == 0u) vksvm_miss_(at, va, bytes, flags);
+            // Replay: `asked` is ours or stronger, somebody reported it, and all that is left is to look, not to write.
+            if ((entry & asked) == 0u) vksvm_miss_(at, va, bytes, flags);
             if (vksvm_poisoned_) return vksvm_sink_(va, write);
         }
     }
@@ -396,6 +434,21 @@ uint64_t vksvm_write(uint64_t va) { return vksvm_translate_(va, 0u, vksvm_write_
 // Device address for an atomic read-modify-write of an aligned scalar at `va`.
 uint64_t vksvm_atomic(uint64_t va) { return vksvm_translate_(va, 0u, vksvm_write_want_, true); }
 
+// Device address for loading an aligned scalar or vector `offset` bytes into `array`.
+uint64_t vksvm_array_read(VksvmArray array, uint64_t offset) {
+    if ((vksvm_variant_ & VKSVM_VARIANT_ARRAYS) == 0u) return vksvm_read(array.va + offset);
+    // What a poisoned invocation computes from its zeros may lie anywhere. Kernels that use arrays only are never poisoned,
+    // and compilers see that.
+    return vksvm_poisoned_ ? vksvm_sink_(offset, false) : array.device + offset;
+}
+
+// Device address for storing, or for an atomic on, an aligned scalar or vector `offset` bytes into `array`.
+uint64_t vksvm_array_write(VksvmArray array, uint64_t offset) {
+    if ((vksvm_variant_ & VKSVM_VARIANT_ARRAYS) == 0u) return vksvm_write(array.va + offset);
+    if ((vksvm_write_want_ & VKSVM_PTE_NEVER) != 0u && !vksvm_may_store_()) return vksvm_sink_(offset, true);
+    return array.device + offset;
+}
+
 // A piece of the bounce arena whose address agrees with `va` modulo 16; 0 if it is used up, and then the
 // invocation is poisoned: the arena is empty again when its workgroup runs again.
 uint64_t vksvm_bounce_(uint64_t va, uint bytes) {
@@ -431,17 +484,6 @@ uint vksvm_unit_epoch_() {
 uint64_t vksvm_object_(uint64_t va, uint bytes, bool write) {
     uint head = VKSVM_PAGE_SIZE - (uint(va) & 0xFFFu);
     bool straddles = bytes > head;
-    if (straddles) {
-        uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
-        if (page < uint64_t(vksvm_launch_.pages) && !vksvm_poisoned_) {
-            uint entry = VksvmWord_(vksvm_launch_.table + 8ul * page).value;
-            if ((entry & VKSVM_PTE_LAST) != 0u) {
-                if (vksvm_poison_())
-                    vksvm_report_(va, bytes, VKSVM_FAULT_OVERRUN | (write ? VKSVM_FAULT_WRITE : 0u));
-                return vksvm_sink_(va, write);
-            }
-        }
-    }
     // One call of the translation for both parts: compilers put every call's code in place.
     uint64_t first = 0ul;
     uint64_t second = 0ul;
@@ -451,6 +493,15 @@ uint64_t vksvm_object_(uint64_t va, uint bytes, bool write) {
         first = second;
         second = vksvm_translate_((part & 1u) != 0u ? va + head : va, (part & 1u) != 0u ? bytes - head : bytes,
                                   write ? vksvm_write_want_ : VKSVM_READ_WANT_, write);
+        if (straddles && (part & 1u) == 0u && !vksvm_poisoned_) {
+            // The first page is there, so its entry says whether there is a second.
+            uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
+            if ((VksvmWord_(vksvm_launch_.table + 8ul * page).value & VKSVM_PTE_LAST) != 0u) {
+                if (vksvm_poison_())
+                    vksvm_report_(va, bytes, VKSVM_FAULT_OVERRUN | (write ? VKSVM_FAULT_WRITE : 0u));
+                return vksvm_sink_(va, write);
+            }
+        }
         // The second wait may have voided the first part: both again.
         if (straddles && vksvm_is_live_() && part + 1u == parts && parts < 1000u && vksvm_unit_epoch_() != epoch) {
             epoch = vksvm_unit_epoch_();
@@ -513,6 +564,14 @@ void vksvm_store_f32(uint64_t p, float v) { VksvmF32(vksvm_write(p)).value = v; 
 void vksvm_store_u32(uint64_t p, uint v) { VksvmU32(vksvm_write(p)).value = v; }
 void vksvm_store_i32(uint64_t p, int v) { VksvmI32(vksvm_write(p)).value = v; }
 void vksvm_store_u64(uint64_t p, uint64_t v) { VksvmU64(vksvm_write(p)).value = v; }
+float vksvm_array_load_f32(VksvmArray a, uint64_t i) { return VksvmF32(vksvm_array_read(a, 4ul * i)).value; }
+uint vksvm_array_load_u32(VksvmArray a, uint64_t i) { return VksvmU32(vksvm_array_read(a, 4ul * i)).value; }
+int vksvm_array_load_i32(VksvmArray a, uint64_t i) { return VksvmI32(vksvm_array_read(a, 4ul * i)).value; }
+uint64_t vksvm_array_load_u64(VksvmArray a, uint64_t i) { return VksvmU64(vksvm_array_read(a, 8ul * i)).value; }
+void vksvm_array_store_f32(VksvmArray a, uint64_t i, float v) { VksvmF32(vksvm_array_write(a, 4ul * i)).value = v; }
+void vksvm_array_store_u32(VksvmArray a, uint64_t i, uint v) { VksvmU32(vksvm_array_write(a, 4ul * i)).value = v; }
+void vksvm_array_store_i32(VksvmArray a, uint64_t i, int v) { VksvmI32(vksvm_array_write(a, 4ul * i)).value = v; }
+void vksvm_array_store_u64(VksvmArray a, uint64_t i, uint64_t v) { VksvmU64(vksvm_array_write(a, 8ul * i)).value = v; }
 uint vksvm_atomic_add_u32(uint64_t p, uint v) { return atomicAdd(VksvmU32(vksvm_atomic(p)).value, v); }
 uint vksvm_atomic_min_u32(uint64_t p, uint v) { return atomicMin(VksvmU32(vksvm_atomic(p)).value, v); }
 uint vksvm_atomic_max_u32(uint64_t p, uint v) { return atomicMax(VksvmU32(vksvm_atomic(p)).value, v); }

@@ -53,7 +53,7 @@
 #define VKSVM_CONTROL_KERNEL 64
 // Live mode: how often an invocation looks for its page before it gives up.
 #define VKSVM_CONTROL_POLL_LIMIT 68
-// Live mode: two words a slot, the unit's epoch and whether it moved over.
+// Live mode: four words a slot: the unit's epoch, never 0, whether it moved over, and how many of its invocations have ended.
 #define VKSVM_CONTROL_UNITS 72
 // The launch's grid in z, in workgroups.
 #define VKSVM_CONTROL_GRID_Z 80
@@ -106,5 +106,9 @@
 #define VKSVM_VARIANT_LIVE 8
 // A unit is a workgroup, all of whose invocations run on one thread; otherwise an invocation.
 #define VKSVM_VARIANT_LOCKSTEP 16
+// Every VksvmArray among the arguments is contiguous and resident: `device` is filled in.
+#define VKSVM_VARIANT_ARRAYS 32
+// The grid is one workgroup high and deep.
+#define VKSVM_VARIANT_LINEAR 64
 
 #endif

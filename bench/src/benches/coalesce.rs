@@ -16,6 +16,7 @@ const WORDS: usize = 1024;
 pub(super) fn run(suite: &mut Suite) -> Result<()> {
     let pages = suite.size(65_536usize, 16_384);
     let mut rng = SmallRng::seed_from_u64(11);
+    // As one launch, or as many that go on where the one before ended.
     let every = |step: usize| (0..pages as u32).step_by(step).collect::<Vec<_>>();
     let mut patterns = vec![("sequential".to_owned(), every(1))];
     patterns.extend([2, 4, 16, 64].map(|step| (format!("stride {step}"), every(step))));
@@ -32,13 +33,13 @@ pub(super) fn run(suite: &mut Suite) -> Result<()> {
     clusters.shuffle(&mut rng);
     patterns.push(("clustered".into(), clusters));
     for (name, list) in patterns {
-        pattern(suite, &name, pages, &list)?;
+        pattern(suite, &name, pages, &list, 1)?;
     }
-    Ok(())
+    pattern(suite, "stream", pages, &every(1), 32)
 }
 
-/// Runs one pattern in two runtimes, with prefetch and without.
-fn pattern(suite: &mut Suite, name: &str, pages: usize, list: &[u32]) -> Result<()> {
+/// Runs one pattern, in so many launches, in two runtimes: with prefetch and without.
+fn pattern(suite: &mut Suite, name: &str, pages: usize, list: &[u32], launches: usize) -> Result<()> {
     let n = list.len();
     let svms = [suite.open(|builder| builder)?, suite.open(|builder| builder.prefetch(false))?];
     let mut parts = Vec::new();
@@ -57,12 +58,16 @@ fn pattern(suite: &mut Suite, name: &str, pages: usize, list: &[u32]) -> Result<
     let samples = suite.interleave(name, ROUNDS, 3, |which| {
         let Some((kernel, data, shared, out)) = parts.get_mut(which) else { return Ok(memcpy.seconds(n * 4096)) };
         fill(data);
-        // In slices, so that a stream is seen as one: what earlier misses teach helps later ones.
+        let before = svms[which].stats();
         let (time, done) = seconds(|| -> Result<()> {
-            let launch = kernel.launch([(n as u32).div_ceil(WALK_GROUP), 1, 1]).read(&data[..]).read(&shared[..]);
-            reports[which].push(launch.write(&mut out[..]).value(n as u32).value(0u32).run()?);
+            for (list, out) in shared.chunks(n / launches).zip(out.chunks_mut(n / launches)) {
+                let count = list.len() as u32;
+                let launch = kernel.launch([count.div_ceil(WALK_GROUP), 1, 1]).read(&data[..]).read(list);
+                launch.write(out).value(count).value(0u32).run()?;
+            }
             Ok(())
         });
+        reports[which].push(svms[which].stats().since(&before));
         done?;
         ensure!(out.iter().zip(list).all(|(&out, &page)| out == page + 1), "the kernel read something else");
         Ok(time)
@@ -80,6 +85,15 @@ fn pattern(suite: &mut Suite, name: &str, pages: usize, list: &[u32]) -> Result<
     let row = suite.row(name, "pages per service operation", "", &operations);
     if name == "sequential" {
         row.wanted(Wanted::ValueAtLeast(256.0));
+    }
+    let prefetched: u64 = reports[0].iter().map(|stats| stats.prefetched).sum();
+    if prefetched > 0 {
+        let used: u64 = reports[0].iter().map(|stats| stats.prefetched_used).sum();
+        let accuracy = Samples(vec![used as f64 / prefetched as f64]);
+        let row = suite.row(name, "prefetched and used / prefetched", "", &accuracy);
+        if name == "stream" {
+            row.wanted(Wanted::ValueAtLeast(0.9));
+        }
     }
     let moved = figure(&|stats| stats.pages_in as f64 / n as f64);
     let row = suite.row(name, "bytes moved / needed", "", &moved);

@@ -5,7 +5,7 @@
 //! buffers, without staging. Their buffers are made ahead of time; the runtime's frames are kept from the warm-up likewise.
 
 use super::memory::Memcpy;
-use crate::harness::{Suite, Wanted, seconds};
+use crate::harness::{Samples, Suite, Wanted, seconds};
 use crate::kernels::{Push, Raw, STREAM_GROUP, idempotent};
 use crate::spirv;
 use anyhow::{Context, Result, ensure};
@@ -22,6 +22,8 @@ pub(super) fn run(suite: &mut Suite) -> Result<()> {
     let n = suite.size(64usize << 20, 8 << 20);
     let svm = suite.open(|builder| builder)?;
     let kernel = idempotent(&svm, "saxpy", spirv!("saxpy"))?;
+    let arrays = idempotent(&svm, "array_saxpy", spirv!("array_saxpy"))?;
+    let mut parts = Vec::new();
     let heap = svm.heap();
     let xs: Vec<f32> = (0..n).map(|i| (i % 1000) as f32).collect();
     let ys: Vec<f32> = (0..n).map(|i| (i % 77) as f32).collect();
@@ -31,15 +33,23 @@ pub(super) fn run(suite: &mut Suite) -> Result<()> {
     let mut mapped = Mapped::new(Raw::new(&svm)?, n)?;
     let mut memcpy = Memcpy::new(64 << 20);
     let mut result = vec![0f32; n];
-    let case = format!("saxpy, {} MiB", n * 8 >> 20);
-    let samples = suite.interleave(&case, ROUNDS, 4, |which| {
+    let case = format!("saxpy, {} MiB", (n * 8) >> 20);
+    let samples = suite.interleave(&case, ROUNDS, 5, |which| {
         let (time, total) = match which {
-            0 => {
+            0 | 4 => {
                 let (x, y) = (heap.vec_from_slice(&xs)?, heap.vec_from_slice(&ys)?);
                 let mut z = heap.vec_zeroed::<f32>(n)?;
                 let (time, total) = seconds(|| -> Result<f64> {
-                    let launch = kernel.launch([(n as u32).div_ceil(STREAM_GROUP), 1, 1]).read(&x[..]).read(&y[..]);
-                    launch.write(&mut z[..]).value(2f32).value(n as u32).run()?;
+                    let grid = [(n as u32).div_ceil(STREAM_GROUP), 1, 1];
+                    let launch = if which == 0 {
+                        arrays.launch(grid).read_array(&x[..]).read_array(&y[..]).write_array(&mut z[..])
+                    } else {
+                        kernel.launch(grid).read(&x[..]).read(&y[..]).write(&mut z[..])
+                    };
+                    let (launched, report) = seconds(|| launch.value(2f32).value(n as u32).run());
+                    if which == 0 {
+                        parts.push((launched, report?));
+                    }
                     Ok(sum(&z))
                 });
                 (time, total?)
@@ -63,6 +73,13 @@ pub(super) fn run(suite: &mut Suite) -> Result<()> {
         .limited_by("memcpy", &samples[3], own)
         .wanted(Wanted::RatioAtMost(1.25));
     suite.row(&case, "end to end", "s", own).against("mapped buffers", own, &samples[2]);
+    let part = |f: fn(&(f64, vksvm::LaunchReport)) -> f64| Samples(parts[1..].iter().map(f).collect());
+    suite.row(&case, "of it the launch", "s", &part(|(time, _)| *time));
+    suite.row(&case, "of it dispatches", "s", &part(|(_, report)| report.kernel_nanos as f64 / 1e9));
+    suite.row(&case, "of it service", "s", &part(|(_, report)| report.service_nanos as f64 / 1e9));
+    suite.row(&case, "of it copies in", "s", &part(|(_, report)| report.copy_nanos as f64 / 1e9));
+    let pointers = &samples[4];
+    suite.row(&format!("{case}, pointers"), "end to end", "s", pointers).against("staging ring", pointers, &samples[1]);
     Ok(())
 }
 

@@ -57,6 +57,8 @@ pub struct FramePool {
     reservations: Vec<Option<Reservation>>,
     /// Index of a reservation by its first page. VMAs do not overlap, and neither do these.
     reserved_for: BTreeMap<u32, u32>,
+    /// The reservation that was used last: neighbours usually follow each other.
+    recent: Option<(PageRange, FrameIndex)>,
     free_frames: u32,
     used: u32,
     hand: u32,
@@ -73,6 +75,7 @@ impl FramePool {
             free_by_length: BTreeSet::new(),
             reservations: Vec::new(),
             reserved_for: BTreeMap::new(),
+            recent: None,
             free_frames: 0,
             used: 0,
             hand: 0,
@@ -112,8 +115,11 @@ impl FramePool {
         vma: PageRange,
         page: PageIndex,
     ) -> Result<Option<FrameIndex>, DeviceError> {
-        if self.reservation_of(page).is_none() && !self.reserved_for.contains_key(&vma.start.0) {
-            self.reserve(device, vma)?;
+        if self.recent.is_none_or(|(pages, _)| !pages.contains(page)) {
+            if self.reservation_of(page).is_none() && !self.reserved_for.contains_key(&vma.start.0) {
+                self.reserve(device, vma)?;
+            }
+            self.recent = self.reservation_of(page).map(|(_, reservation)| (reservation.pages, reservation.first));
         }
         if let Some(frame) = self.reserved_frame(page) {
             self.occupy(frame, page);
@@ -178,8 +184,8 @@ impl FramePool {
     }
 
     fn reserved_frame(&self, page: PageIndex) -> Option<FrameIndex> {
-        let (_, reservation) = self.reservation_of(page)?;
-        let frame = reservation.first.plus(page.0 - reservation.pages.start.0);
+        let (pages, first) = self.recent.filter(|(pages, _)| pages.contains(page))?;
+        let frame = first.plus(page.0 - pages.start.0);
         (self.frames[frame.index()].page == NO_PAGE).then_some(frame)
     }
 
@@ -231,6 +237,7 @@ impl FramePool {
 
     fn dissolve(&mut self, index: u32) {
         let Some(reservation) = self.reservations[index as usize].take() else { return };
+        self.recent = None;
         self.reserved_for.remove(&reservation.pages.start.0);
         for frame in reservation.first.0..reservation.first.0 + reservation.pages.len() {
             self.frames[frame as usize].reservation = 0;

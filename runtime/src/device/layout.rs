@@ -105,6 +105,10 @@ pub mod variant {
     pub const IDEMPOTENT: u32 = define("VKSVM_VARIANT_IDEMPOTENT");
     /// Translations are counted.
     pub const COUNT: u32 = define("VKSVM_VARIANT_COUNT");
+    /// The grid has one dimension.
+    pub const LINEAR: u32 = define("VKSVM_VARIANT_LINEAR");
+    /// Array arguments carry device addresses.
+    pub const ARRAYS: u32 = define("VKSVM_VARIANT_ARRAYS");
     /// Missing pages are waited for inside the kernel.
     pub const LIVE: u32 = define("VKSVM_VARIANT_LIVE");
     /// Workgroups move over as one.
@@ -168,7 +172,7 @@ pub struct Control {
     pub kernel: u32,
     /// Live mode: polls before an invocation gives up waiting.
     pub poll_limit: u32,
-    /// Live mode: two words a slot, the unit's epoch and whether it moved over.
+    /// Live mode: four words a slot: the unit's epoch, whether it moved over, how many of its invocations have ended.
     pub units: DeviceAddress,
     /// The launch's grid in z, in workgroups.
     pub grid_z: u32,

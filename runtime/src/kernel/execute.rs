@@ -18,6 +18,7 @@
 //! the dispatch is done.
 
 use super::KernelModule;
+use super::arrays::{self, ArrayArgument};
 use super::error::{FaultReason, KernelFault, LaunchError};
 use crate::addr::{Access, PageIndex, VirtAddr};
 use crate::device::layout::{Control, FaultEntry, LAUNCH_LISTED, LaunchBlock, fault_flags, variant};
@@ -29,7 +30,7 @@ use crate::mm::vma::Permission;
 use crate::observe::{Counters, Stats};
 use crate::service::{DeviceMirror, PageFault, Service};
 use crossbeam_channel::{Receiver, Sender};
-use std::collections::HashSet;
+use hashbrown::HashSet;
 use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -53,6 +54,7 @@ pub(crate) struct Job {
     pub(crate) idempotent: bool,
     pub(crate) grid: [u32; 3],
     pub(crate) arguments: Vec<u8>,
+    pub(crate) arrays: Vec<ArrayArgument>,
     pub(crate) done: Sender<Result<LaunchReport, LaunchError>>,
 }
 
@@ -100,6 +102,7 @@ pub(crate) struct ExecutorOptions {
     pub(crate) count_translations: bool,
     pub(crate) trap_untranslated: bool,
     pub(crate) prefetch: bool,
+    pub(crate) direct_arrays: bool,
     /// Wait for pages inside kernels, in these units.
     pub(crate) live: Option<LiveUnit>,
     /// Polls before a waiting invocation gives up.
@@ -125,7 +128,7 @@ pub(crate) struct Executor {
     _bounce: Box<dyn SharedMemory>,
     slice: u32,
     pub(super) entries: Vec<FaultEntry>,
-    faults: Vec<PageFault>,
+    pub(super) faults: Vec<PageFault>,
     /// Pages that faulted since the attempt began: new ones are progress.
     seen: HashSet<PageIndex>,
 }
@@ -180,7 +183,7 @@ impl Executor {
         let stored = device.shared_memory(MAX_SLICE as usize / 8, SharedUse::HostReads)?;
         let bounce = device.shared_memory(BOUNCE_BYTES as usize, SharedUse::HostReads)?;
         let units = device
-            .shared_memory(if options.live.is_some() { MAX_SLICE as usize * 8 } else { 64 }, SharedUse::HostReads)?;
+            .shared_memory(if options.live.is_some() { MAX_SLICE as usize * 16 } else { 64 }, SharedUse::HostReads)?;
         let block = Control {
             queue: queue.address(),
             zero_frame: mirror.zero_frame(),
@@ -193,6 +196,7 @@ impl Executor {
             bounce_bytes: BOUNCE_BYTES,
             poll_limit: options.poll_limit,
             units: units.address(),
+            epoch: 1,
             ..bytemuck::Zeroable::zeroed()
         };
         // SAFETY: the control block has this size and no dispatch uses it yet.
@@ -236,7 +240,7 @@ impl Executor {
             self.space.unmap_app_view().map_err(|error| self.failed(job, error.into()))?;
         }
         self.service.begin_launch();
-        let result = self.run_slices(job);
+        let result = self.bring_arrays(job).and_then(|()| self.run_slices(job));
         if self.space.driver_cpu_faults() != driver_faults {
             self.space.expel_trespassers();
             return Err(LaunchError::Untranslated { kernel: job.kernel.name.clone() });
@@ -317,7 +321,9 @@ impl Executor {
             let space = self.space.clone();
             let exclusive = (fruitless > PATIENCE).then(|| space.hold_cpu_faults());
             let seen = self.seen.len();
-            let live = self.options.live.filter(|_| !std::mem::replace(&mut waited, true));
+            // Arrays stay where they are while the gate is closed, which live passes leave open.
+            let may_wait = !self.passes_arrays(job) && !std::mem::replace(&mut waited, true);
+            let live = self.options.live.filter(|_| may_wait);
             let pass = if let Some(unit) = live {
                 self.live_pass(job, &list, unit)?
             } else if job.idempotent {
@@ -369,6 +375,13 @@ impl Executor {
         self.dispatch(job, list, bits, &gate)
     }
 
+    /// Variant bits that hold for every dispatch of a job.
+    pub(super) fn common_bits(&self, job: &Job) -> u32 {
+        let count = if self.options.count_translations { variant::COUNT } else { 0 };
+        let linear = if job.grid[1..] == [1, 1] { variant::LINEAR } else { 0 };
+        count | linear
+    }
+
     /// One dispatch of a list, with the gate closed. Drains the queue into `self.entries`.
     fn dispatch(
         &mut self,
@@ -377,8 +390,12 @@ impl Executor {
         bits: u32,
         gate: &crate::service::GateGuard<'_>,
     ) -> Result<Pass, LaunchError> {
-        let prepared = self.prepare(job, list, gate)?;
-        let bits = bits | if self.options.count_translations { variant::COUNT } else { 0 };
+        let mut prepared = self.prepare(job, list, gate)?;
+        let mut bits = bits | self.common_bits(job);
+        let arguments = &mut prepared.push[size_of::<LaunchBlock>()..];
+        if self.passes_arrays(job) && arrays::resolve(&self.mirror, gate, &job.arrays, arguments) {
+            bits |= variant::ARRAYS;
+        }
         let dispatch = Dispatch { kernel: &job.kernel, variant: bits, push: &prepared.push, groups: prepared.groups };
         let time = match self.mirror.device().run(&dispatch) {
             Ok(time) => time,
@@ -557,7 +574,9 @@ impl Executor {
             access: if entry.flags & fault_flags::WRITE != 0 { Access::Write } else { Access::Read },
             bytes: entry.bytes,
             reason,
-            nearest: self.heap.nearest(address).map(|(allocation, _)| (allocation.start, allocation.len as u64)),
+            nearest: self.space.mapping_at(address).map(|part| (part.start, part.bytes)).or_else(|| {
+                self.heap.nearest(address).map(|(allocation, _)| (allocation.start, allocation.len as u64))
+            }),
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Launching kernels: arguments, borrows, waiting.
 
 use super::KernelModule;
+use super::arrays::ArrayArgument;
 use super::error::LaunchError;
 use super::execute::{Job, LaunchReport};
-use crate::addr::VirtAddr;
+use crate::addr::{Access, PageRange, VirtAddr};
 use crate::svm::Inner;
 use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
@@ -43,7 +44,7 @@ impl Kernel {
 
     /// Starts describing a launch over `grid` workgroups in x, y and z.
     pub fn launch(&self, grid: [u32; 3]) -> Launch<'_> {
-        Launch { kernel: self, grid, arguments: Vec::new(), pointers: Vec::new(), count: 0 }
+        Launch { kernel: self, grid, arguments: Vec::new(), pointers: Vec::new(), arrays: Vec::new(), count: 0 }
     }
 }
 
@@ -61,6 +62,8 @@ pub struct Launch<'a> {
     grid: [u32; 3],
     arguments: Vec<u8>,
     pointers: Vec<(usize, VirtAddr)>,
+    /// Offset among the arguments, start, bytes, access.
+    arrays: Vec<(usize, VirtAddr, usize, Access)>,
     count: usize,
 }
 
@@ -74,6 +77,17 @@ impl<'a> Launch<'a> {
     pub fn write<T: ?Sized>(self, object: &'a mut T) -> Self {
         let empty = size_of_val(object) == 0;
         self.push_pointer(VirtAddr::of(object), empty)
+    }
+
+    /// Pushes an array that the kernel reads, as a `VksvmArray`. It is brought to the device whole before the kernel starts, and where its
+    /// frames are contiguous the kernel's accesses cost what raw addresses cost. The kernel must stay inside the array.
+    pub fn read_array<T>(self, array: &'a [T]) -> Self {
+        self.push_array(VirtAddr::of(array), size_of_val(array), Access::Read)
+    }
+
+    /// Pushes an array that the kernel reads and writes, as a `VksvmArray`; see [`read_array`](Self::read_array). All of it counts as written.
+    pub fn write_array<T>(self, array: &'a mut [T]) -> Self {
+        self.push_array(VirtAddr::of(array), size_of_val(array), Access::Write)
     }
 
     /// Pushes a raw pointer, which may be null.
@@ -97,6 +111,19 @@ impl<'a> Launch<'a> {
         } else {
             self.pointers.push((self.count, address));
             self.push(&address.0.to_ne_bytes(), 8);
+        }
+        self
+    }
+
+    fn push_array(mut self, start: VirtAddr, bytes: usize, access: Access) -> Self {
+        let mut value = [0u64; 2];
+        if bytes > 0 {
+            value[0] = start.0;
+            self.pointers.push((self.count, start));
+        }
+        self.push(bytemuck::bytes_of(&value), 8);
+        if bytes > 0 {
+            self.arrays.push((self.arguments.len() - size_of_val(&value), start, bytes, access));
         }
         self
     }
@@ -162,16 +189,25 @@ impl<'a> Launch<'a> {
             if self.kernel.inner.space.home().views.page_of(address).is_none() {
                 return Err(LaunchError::NotInHeap { kernel: name(), index, address });
             }
-            if heap.allocation_at(address).is_none() {
+            if heap.allocation_at(address).is_none() && self.kernel.inner.space.mapping_at(address).is_none() {
                 return Err(LaunchError::NotAllocated { kernel: name(), index, address });
             }
         }
+        let views = &self.kernel.inner.space.home().views;
+        // Inside the heap, as was just checked of the start; a slice does not end elsewhere.
+        let arrays = self.arrays.iter().filter_map(|&(at, start, bytes, access)| {
+            let last = views.page_of(VirtAddr(start.0 + bytes as u64 - 1))?;
+            let pages = PageRange::new(views.page_of(start)?, last.plus(1));
+            Some(ArrayArgument { at, skew: start.page_offset() as u64, pages, access })
+        });
+        let arrays = arrays.collect();
         let (sender, done) = crossbeam_channel::bounded(1);
         let job = Job {
             kernel: self.kernel.module.clone(),
             idempotent: self.kernel.idempotent,
             grid: self.grid,
             arguments: self.arguments,
+            arrays,
             done: sender,
         };
         self.kernel.inner.send(job).map_err(|()| LaunchError::Stopped { kernel: self.kernel.module.name.clone() })?;

@@ -1,6 +1,7 @@
 //! Kernels: SPIR-V modules that were compiled with `vksvm.glsl`, or plain ones that are rewritten; or Rust functions, for the
 //! reference device.
 
+mod arrays;
 mod error;
 pub(crate) mod execute;
 mod launch;

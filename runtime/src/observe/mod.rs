@@ -47,6 +47,10 @@ counters! {
     pages_faulted,
     /// Pages mapped on a device because their neighbours were asked for.
     pages_filled,
+    /// Pages mapped ahead of a stream of misses, counted once it is known whether they were used.
+    prefetched,
+    /// Of these, those that kernels used.
+    prefetched_used,
     /// Pages copied to a device.
     pages_in,
     /// Pages copied home.

@@ -23,7 +23,7 @@ pub struct Span {
 /// Longest hole that is filled.
 const MAX_HOLE: u32 = 8;
 /// Longest span: it bounds how long page locks are held and what is undone on a collision.
-const MAX_SPAN: u32 = 4096;
+pub(super) const MAX_SPAN: u32 = 4096;
 
 /// Drops duplicates from `faults`, keeping the strongest access of each page, and sorts by page. Returns how many
 /// were dropped.

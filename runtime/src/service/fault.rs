@@ -14,7 +14,8 @@
 //! side, which holds all of these off.
 
 use super::coalesce::{PageFault, Span, deduplicate, spans};
-use super::mirror::{CopyList, DeviceMirror};
+use super::contents::Contents;
+use super::mirror::{CopyList, DeviceMirror, MirrorState};
 use crate::addr::{Access, FrameIndex, PageIndex, PageRange};
 use crate::device::DeviceError;
 use crate::device::layout::pte;
@@ -23,10 +24,12 @@ use crate::hmm::{
 };
 use crate::mm::pages::PageState;
 use crate::mm::space::AddressSpace;
+use crate::mm::state::{Fill, Lose, Quiet, commit, fill, quiet};
 use crate::mm::vma::{Permission, Vma};
 use crate::observe::Counters;
+use crate::policy::Prefetch;
 use crate::track::TrackError;
-use std::collections::HashSet;
+use hashbrown::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -108,11 +111,14 @@ pub struct Service {
     /// Whether kernels run meanwhile.
     pub(super) live: bool,
     /// Whether pages are mapped that nobody asked for.
-    prefetch: bool,
+    pub(super) prefetch: bool,
+    pub(super) streams: Prefetch,
     access: Vec<Option<Access>>,
     actions: Vec<Action>,
     copies: CopyList,
     zeros: CopyList,
+    contents: Contents,
+    runs: Vec<(Lose, PageRange)>,
 }
 
 impl Service {
@@ -121,6 +127,7 @@ impl Service {
     pub fn new(space: Arc<AddressSpace>, mirror: Arc<DeviceMirror>, registration: Arc<Mirror>, prefetch: bool) -> Self {
         Self {
             prefetch,
+            streams: Prefetch::default(),
             space,
             mirror,
             registration,
@@ -132,6 +139,8 @@ impl Service {
             actions: Vec::new(),
             copies: CopyList::default(),
             zeros: CopyList::default(),
+            contents: Contents::default(),
+            runs: Vec::new(),
         }
     }
 
@@ -144,8 +153,10 @@ impl Service {
             self.protected.clear();
         }
         self.upgrade_to_pending(faults);
+        self.contents.forget();
         let mut list = Vec::new();
         self.split_by_vma(faults, &mut list, &mut served);
+        self.look_ahead(faults, &mut list);
         let mut result = Ok(());
         for (span, vma) in list {
             if let Err(error) = self.serve_span(&span, &faults[span.faults.clone()], &vma, &mut served) {
@@ -227,12 +238,17 @@ impl Service {
             }
             let slow = (attempt == Attempt::Slow).then(|| space.vmas().write());
             let fast = slow.is_none().then(|| space.vmas().read());
-            let current = slow.as_deref().or(fast.as_deref()).and_then(|vmas| vmas.find(span.pages.start).cloned());
+            let vmas = slow.as_deref().or(fast.as_deref());
+            let current = vmas.and_then(|vmas| vmas.find(span.pages.start).cloned());
             // The VMA may have changed since the faults were sorted: then they are looked at afresh when they recur.
-            let Some(current) = current.filter(|now| now.id == vma.id && now.range.contains_range(span.pages)) else {
+            let same = |now: &Vma| {
+                now.id == vma.id && now.permission() == vma.permission() && now.range.contains_range(span.pages)
+            };
+            let Some(current) = current.filter(same) else {
                 self.clear_pending(span.pages);
                 return Ok(());
             };
+            let ends = !vmas.is_some_and(|vmas| vmas.continues(&current));
             let pages = home.pages.lock(span.pages);
             let seq = range.begin();
             drop(fast);
@@ -243,11 +259,7 @@ impl Service {
 
             let mut state = mirror.lock();
             if range.retry(seq) {
-                for action in &self.actions {
-                    if let Action::Copy(frame) | Action::Zero(frame) = action {
-                        state.frames.release(*frame);
-                    }
-                }
+                self.give_frames_back(&mut state);
                 drop(state);
                 drop(bracket);
                 drop(pages);
@@ -256,7 +268,7 @@ impl Service {
                 retry.collided();
                 continue;
             }
-            served.short += self.commit(&mut state, span.pages, &current);
+            served.short += self.commit(&mut state, span.pages, ends.then_some(current.range.end));
             drop(state);
             drop(bracket);
             drop(pages);
@@ -292,33 +304,20 @@ impl Service {
     /// Step 2: after this, neither the CPU nor another device changes the home pages. The bracket, if other devices had to let
     /// go, is to be kept until the entries are written.
     fn quiet_cpu_side<'r>(
-        &self,
+        &mut self,
         span: PageRange,
         range: &'r Range<'_>,
     ) -> Result<Option<Invalidation<'r>>, ServiceError> {
-        let pages = &self.space.home().pages;
-        let own = PageState::Device(self.mirror.number());
-        let tracker = self.space.tracker();
-        // What the app view must lose: nothing, stores, or everything.
-        #[derive(Clone, Copy, PartialEq, Eq)]
-        enum Lose {
-            Nothing,
-            Stores,
-            All,
-        }
+        let Self { space, mirror, access, runs, .. } = self;
+        let pages = &space.home().pages;
+        let own = PageState::Device(mirror.number());
+        let tracker = space.tracker();
         let mut elsewhere = false;
-        let mut runs: Vec<(Lose, PageRange)> = Vec::new();
+        runs.clear();
         for (index, page) in span.iter().enumerate() {
             let state = pages.state(page);
-            elsewhere |= matches!(state, PageState::Device(_)) && state != own;
-            let write = self.access[index] == Some(Access::Write);
-            elsewhere |= write && state == PageState::Shared;
-            let lose = match state {
-                PageState::Device(_) => Lose::Nothing,
-                _ if write => Lose::All,
-                PageState::Shared => Lose::Nothing,
-                PageState::Cpu => Lose::Stores,
-            };
+            let Quiet { lose, others } = quiet(state, own, access[index] == Some(Access::Write));
+            elsewhere |= others;
             match runs.last_mut() {
                 Some((last, run)) if *last == lose => run.end = page.plus(1),
                 _ => runs.push((lose, PageRange::single(page))),
@@ -327,7 +326,7 @@ impl Service {
         if runs.iter().any(|(lose, _)| *lose != Lose::Nothing) {
             tracker.watch(span)?;
         }
-        for (lose, run) in runs {
+        for &(lose, run) in runs.iter() {
             match lose {
                 Lose::Nothing => {}
                 Lose::Stores => tracker.write_protect(run)?,
@@ -341,38 +340,50 @@ impl Service {
             .map_err(|error| ServiceError::Range { pages: span, reason: error.to_string() })
     }
 
-    /// Step 3: decides what each page needs and takes frames.
+    /// Step 3: decides what each page needs and takes frames, under one hold of the update lock unless pages must be evicted.
     fn plan(&mut self, span: PageRange, vma: &Vma) -> Result<(), ServiceError> {
         let home = self.space.home().clone();
-        let own = PageState::Device(self.mirror.number());
+        let mirror = self.mirror.clone();
+        let own = PageState::Device(mirror.number());
         self.actions.clear();
         self.copies.clear();
         self.zeros.clear();
-        let mut data = home.views.has_data(span).peekable();
+        self.contents.look(&home.views, span);
+        let mut state = mirror.lock();
         for page in span.iter() {
-            while data.next_if(|run| run.end <= page).is_some() {}
-            let has_data = data.peek().is_some_and(|run| run.contains(page));
-            let write = self.access[self.actions.len()] == Some(Access::Write);
-            let wanted = self.access[self.actions.len()].is_some();
-            let entry = self.mirror.lock().table.load(page);
-            let mapped = entry & pte::VALID != 0;
+            let has_data = self.contents.has(page);
+            let access = self.access[self.actions.len()];
+            let write = access == Some(Access::Write);
+            let entry = state.table.load(page);
             let owned = home.pages.state(page) == own;
-            let action = if mapped && (!write || entry & pte::WRITABLE != 0) {
-                Action::Nothing
-            } else if mapped && entry & pte::ZERO == 0 {
-                Action::Upgrade
-            } else if !write && !owned && !has_data {
-                Action::ZeroFrame
-            } else {
-                match self.take_frame(vma.range, span, page, wanted)? {
-                    Taken::Nothing => Action::Short,
-                    Taken::Busy => Action::Busy,
-                    Taken::Frame(frame) => {
-                        let address = self.mirror.lock().frames.address(frame);
-                        let host = home.views.alias_ptr(page);
-                        let list = if has_data { &mut self.copies } else { &mut self.zeros };
-                        list.push(page, host, address, 1);
-                        if has_data { Action::Copy(frame) } else { Action::Zero(frame) }
+            let action = match fill(entry, owned, write, has_data) {
+                Fill::Nothing => Action::Nothing,
+                Fill::Upgrade => Action::Upgrade,
+                Fill::ZeroFrame => Action::ZeroFrame,
+                Fill::Frame => {
+                    let mut taken = match state.frames.place(mirror.device.as_ref(), vma.range, page) {
+                        Ok(frame) => Ok(frame.map_or(Taken::Nothing, Taken::Frame)),
+                        Err(error) => Err(error),
+                    };
+                    if access.is_some() && matches!(taken, Ok(Taken::Nothing)) {
+                        // Evicting takes the update lock page by page.
+                        drop(state);
+                        taken = self.evict_for(vma.range, span, page);
+                        state = mirror.lock();
+                    }
+                    match taken {
+                        Ok(Taken::Nothing) => Action::Short,
+                        Ok(Taken::Busy) => Action::Busy,
+                        Ok(Taken::Frame(frame)) => {
+                            let address = state.frames.address(frame);
+                            let list = if has_data { &mut self.copies } else { &mut self.zeros };
+                            list.push(page, home.views.alias_ptr(page), address, 1);
+                            if has_data { Action::Copy(frame) } else { Action::Zero(frame) }
+                        }
+                        Err(error) => {
+                            self.give_frames_back(&mut state);
+                            return Err(error.into());
+                        }
                     }
                 }
             };
@@ -381,33 +392,24 @@ impl Service {
         Ok(())
     }
 
-    /// A frame for `page` of `span`, whose page locks are held, evicting if need be and if the page is really wanted.
-    fn take_frame(
-        &mut self,
-        vma: PageRange,
-        span: PageRange,
-        page: PageIndex,
-        wanted: bool,
-    ) -> Result<Taken, ServiceError> {
-        let mut busy = false;
-        for _ in 0..2 {
-            let frame = {
-                let mut state = self.mirror.lock();
-                state.frames.place(self.mirror.device.as_ref(), vma, page)?
-            };
-            if let Some(frame) = frame {
-                return Ok(Taken::Frame(frame));
-            }
-            if !wanted {
-                return Ok(Taken::Nothing);
-            }
-            let evicted = self.evict(32, span);
-            busy |= evicted.busy;
-            if evicted.pages == 0 {
-                break;
+    /// Undoes what planning took.
+    fn give_frames_back(&self, state: &mut MirrorState) {
+        for action in &self.actions {
+            if let Action::Copy(frame) | Action::Zero(frame) = action {
+                state.frames.release(*frame);
             }
         }
-        Ok(if busy { Taken::Busy } else { Taken::Nothing })
+    }
+
+    /// A frame for `page` of `span`, whose page locks are held, from pages nobody waits for.
+    fn evict_for(&mut self, vma: PageRange, span: PageRange, page: PageIndex) -> Result<Taken, DeviceError> {
+        let evicted = self.evict(32, span);
+        if evicted.pages > 0
+            && let Some(frame) = self.mirror.lock().frames.place(self.mirror.device.as_ref(), vma, page)?
+        {
+            return Ok(Taken::Frame(frame));
+        }
+        Ok(if evicted.busy { Taken::Busy } else { Taken::Nothing })
     }
 
     /// Step 4.
@@ -420,19 +422,14 @@ impl Service {
         let result = copied.and_then(|()| unsafe { self.mirror.device.fill_zero(&self.zeros.copies) });
         Counters::add_time(&self.mirror.counters.copy_nanos, start.elapsed());
         if let Err(error) = result {
-            let mut state = self.mirror.lock();
-            for action in &self.actions {
-                if let Action::Copy(frame) | Action::Zero(frame) = action {
-                    state.frames.release(*frame);
-                }
-            }
+            self.give_frames_back(&mut self.mirror.lock());
             return Err(error.into());
         }
         Ok(())
     }
 
-    /// Step 5: writes entries and states. Returns how many pages found no frame.
-    fn commit(&mut self, state: &mut super::mirror::MirrorState, span: PageRange, vma: &Vma) -> usize {
+    /// Step 5: writes entries and states. No object may straddle `end`. Returns how many pages found no frame.
+    fn commit(&mut self, state: &mut MirrorState, span: PageRange, end: Option<PageIndex>) -> usize {
         let pages = &self.space.home().pages;
         let counters = &self.mirror.counters;
         let own = PageState::Device(self.mirror.number());
@@ -440,11 +437,12 @@ impl Service {
         for (index, page) in span.iter().enumerate() {
             let asked = self.access[index];
             let write = asked == Some(Access::Write);
+            let (becomes, writable) = commit(pages.state(page), own, write);
             let mut flags = pte::VALID;
-            if write || pages.state(page) == own {
+            if writable {
                 flags |= pte::WRITABLE;
             }
-            if page.plus(1) == vma.range.end {
+            if Some(page.plus(1)) == end {
                 flags |= pte::LAST;
             }
             match self.actions[index] {
@@ -463,6 +461,8 @@ impl Service {
                     debug_assert!(entry & pte::VALID != 0);
                 }
                 Action::Copy(frame) | Action::Zero(frame) => {
+                    // It may have been mapped to the zero frame, and read there. No dispatch is in flight.
+                    self.mirror.collect(page, state.table.load(page));
                     state.table.store(page, state.frames.address(frame), flags);
                 }
                 Action::ZeroFrame => {
@@ -471,11 +471,7 @@ impl Service {
                     zero += 1;
                 }
             }
-            if write {
-                pages.set_state(page, own);
-            } else if pages.state(page) != own {
-                pages.set_state(page, PageState::Shared);
-            }
+            pages.set_state(page, becomes);
             if asked.is_some() {
                 pages.count_fault(page);
                 faulted += 1;

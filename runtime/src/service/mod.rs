@@ -4,7 +4,9 @@
 //! commit. Every state change of a page happens under its lock; entries are written under the mirror's update lock after the
 //! range's retry said that nothing came between.
 
+mod ahead;
 mod coalesce;
+mod contents;
 mod epochs;
 mod evict;
 mod fault;

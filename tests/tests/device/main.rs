@@ -1,8 +1,10 @@
 //! The runtime on a Vulkan device. Run through `cargo xtask test`, which finds or sets up a driver.
 
+mod arrays;
 mod coherence;
 mod errors;
 mod faults;
+mod mappings;
 mod plain;
 mod pressure;
 mod rewrite;

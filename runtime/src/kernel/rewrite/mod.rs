@@ -1,16 +1,16 @@
 //! Rewriting: a plain compute shader, which dereferences 64-bit pointers and knows nothing of vksvm, becomes a kernel.
 //!
 //! SPIR-V goes in and comes out. The translation code is the same as that of `vksvm.glsl`, compiled once and linked into
-//! the module ([`link`]); a new entry point runs the launch protocol around the shader's own ([`entry`]), the launch block
-//! comes to lie before its push constants ([`push`]), every access through a pointer to physical memory is translated
-//! right before it happens ([`access`]), and loops and barriers keep working when a page is missing ([`loops`],
-//! [`barriers`]). What cannot be rewritten is refused, and a check over the result proves that nothing was forgotten
-//! ([`check`]).
+//! the module (`link`); a new entry point runs the launch protocol around the shader's own (`entry`), the launch block
+//! comes to lie before its push constants (`push`), every access through a pointer to physical memory is translated
+//! right before it happens (`access`), and loops and barriers keep working when a page is missing (`loops`,
+//! `barriers`). What cannot be rewritten is refused, and a check over the result proves that nothing was forgotten
+//! (`check`).
 //!
 //! Pointers stay virtual wherever they are kept, passed and computed with; only accesses see device addresses, and none
 //! outlives the access it was made for. So a pointer must point into the heap: the device address of another buffer faults.
 //!
-//! **Gotchas.** Objects of more than their alignment are translated as such and may be copied ([`access`]); atomics must be
+//! **Gotchas.** Objects of more than their alignment are translated as such and may be copied (`access`); atomics must be
 //! naturally aligned, as everywhere in Vulkan. Subgroup operations see poisoned invocations, whose values are zeros.
 
 mod access;

@@ -1,0 +1,82 @@
+//! Array arguments: brought to the device before a launch, translated by the host at each dispatch.
+//!
+//! An array whose pages are all resident, in contiguous frames, is passed to the kernel by its device address; the kernel
+//! variant for it ([`variant::ARRAYS`](crate::device::layout::variant::ARRAYS)) adds offsets and checks nothing. That
+//! holds for the dispatch: the gate is closed, so nothing is taken away. If any array does not qualify (frames are short, it is
+//! read and was never written, or the CPU took pages back a moment ago), the dispatch translates all of them instead; results
+//! are the same.
+
+use super::LaunchError;
+use super::execute::{Executor, Job};
+use crate::addr::{Access, PageRange};
+use crate::service::{DeviceMirror, GateGuard, PageFault};
+
+/// An array among a launch's arguments.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ArrayArgument {
+    /// Offset of its `VksvmArray` in the arguments, in bytes.
+    pub(crate) at: usize,
+    /// Offset of its first element in its first page, in bytes.
+    pub(crate) skew: u64,
+    /// The pages it lies in.
+    pub(crate) pages: PageRange,
+    /// What the kernel may do with it.
+    pub(crate) access: Access,
+}
+
+/// Bytes from a `VksvmArray`'s start to its device address.
+const DEVICE: usize = 8;
+
+/// Fills device addresses in. False, with nothing of use filled in, if an array does not qualify.
+pub(super) fn resolve(
+    mirror: &DeviceMirror,
+    gate: &GateGuard<'_>,
+    arrays: &[ArrayArgument],
+    arguments: &mut [u8],
+) -> bool {
+    for array in arrays {
+        let Some(start) = mirror.contiguous(gate, array.pages, array.access) else { return false };
+        let address = start.0 + array.skew;
+        arguments[array.at + DEVICE..][..8].copy_from_slice(&address.to_ne_bytes());
+    }
+    // The kernel sets no bits where it does not translate: all that it may use counts as used.
+    arrays.iter().for_each(|array| mirror.mark_used(gate, array.pages, array.access));
+    true
+}
+
+impl Executor {
+    /// Whether the job's arrays are passed by device address where they qualify.
+    pub(super) fn passes_arrays(&self, job: &Job) -> bool {
+        self.options.direct_arrays && !job.arrays.is_empty()
+    }
+
+    /// Brings the launch's arrays to the device, if they leave room for others. What is not brought, or is taken back before the
+    /// kernel runs, faults as everything else does.
+    pub(super) fn bring_arrays(&mut self, job: &Job) -> Result<(), LaunchError> {
+        let pages: u64 = job.arrays.iter().map(|array| u64::from(array.pages.len())).sum();
+        if !self.passes_arrays(job) || pages > u64::from(self.mirror.frames().limit) / 4 * 3 {
+            return Ok(());
+        }
+        let mirror = self.mirror.clone();
+        // The table must cover pages that no kernel has asked for yet.
+        let covered = mirror.table(&mirror.close_gate());
+        covered.map_err(|error| self.device_failed(job, error))?;
+        self.faults.clear();
+        for array in &job.arrays {
+            let missing = self.mirror.missing(array.pages, array.access);
+            self.faults.extend(missing.map(|page| PageFault { page, access: array.access }));
+        }
+        if self.faults.is_empty() {
+            return Ok(());
+        }
+        let mut faults = std::mem::take(&mut self.faults);
+        let served = self.service.serve(&mut faults);
+        self.faults = faults;
+        let served = served.map_err(|error| self.failed(job, error))?;
+        if served.short > 0 {
+            // Frames are short: nothing waits for these pages, so others may have their frames.
+            self.service.begin_launch();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,111 @@
+//! Which home pages have contents at all: the others are mapped to zeros without a copy.
+//!
+//! The kernel answers "where does this data end" by walking to its end, however far that is: a span of one page inside a
+//! gigabyte of data would pay for all of it. So short spans are asked for page by page, and the end of a run that was found once
+//! is remembered.
+//!
+//! A remembered run may since have lost pages (they were discarded): these read as zeros, as they should. Holes are never
+//! remembered, since they may have been written since.
+
+use crate::addr::{PageIndex, PageRange};
+use crate::mm::views::OwnedViews;
+
+/// Spans up to this length are asked for page by page.
+const SHORT: u32 = 16;
+
+/// What is remembered while a batch of faults is serviced.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    known: PageRange,
+    runs: Vec<PageRange>,
+}
+
+impl Contents {
+    /// Forgets what is remembered: a new batch starts.
+    pub(super) fn forget(&mut self) {
+        self.known = PageRange::default();
+    }
+
+    /// Finds the runs of `span` that have contents. The span's pages are quiet: none gains contents meanwhile.
+    pub(super) fn look(&mut self, views: &OwnedViews, span: PageRange) {
+        self.runs.clear();
+        let last = PageIndex(views.pages());
+        let mut at = span.start;
+        while at < span.end {
+            if self.known.contains(at) {
+                self.add(PageRange::new(at, self.known.end.min(span.end)));
+                at = self.known.end;
+                continue;
+            }
+            let data = views.next_data(at, span.end);
+            if data >= span.end {
+                break;
+            }
+            if self.known.contains(data) {
+                at = data;
+            } else if span.end.0 - data.0 <= SHORT {
+                self.add(PageRange::single(data));
+                at = data.plus(1);
+            } else {
+                let hole = views.next_hole(data, last).max(data.plus(1));
+                self.known = PageRange::new(data, hole);
+                at = data;
+            }
+        }
+    }
+
+    fn add(&mut self, run: PageRange) {
+        match self.runs.last_mut() {
+            Some(last) if last.end == run.start => last.end = run.end,
+            _ => self.runs.push(run),
+        }
+    }
+
+    /// Whether a page of the span that was looked at has contents.
+    pub(super) fn has(&self, page: PageIndex) -> bool {
+        let behind = self.runs.partition_point(|run| run.end <= page);
+        self.runs.get(behind).is_some_and(|run| run.contains(page))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(views: &OwnedViews, pages: std::ops::Range<u32>) {
+        for page in pages {
+            // SAFETY: a page of the alias, which this test alone uses.
+            unsafe { views.alias_ptr(PageIndex(page)).write(1) };
+        }
+    }
+
+    fn found(contents: &mut Contents, views: &OwnedViews, from: u32, to: u32) -> Vec<u32> {
+        let span = PageRange::new(PageIndex(from), PageIndex(to));
+        contents.look(views, span);
+        span.iter().filter(|&page| contents.has(page)).map(|page| page.0).collect()
+    }
+
+    #[test]
+    fn data_and_holes_are_told_apart_in_short_and_long_spans() {
+        let views = OwnedViews::reserve(2 << 20).unwrap();
+        write(&views, 10..14);
+        write(&views, 100..300);
+        let mut contents = Contents::default();
+        assert_eq!(found(&mut contents, &views, 8, 16), [10, 11, 12, 13]);
+        assert_eq!(found(&mut contents, &views, 0, 12), [10, 11]);
+        let all: Vec<u32> = (10..14).chain(100..300).collect();
+        assert_eq!(found(&mut contents, &views, 0, 512), all);
+        assert_eq!(found(&mut contents, &views, 290, 310), (290..300).collect::<Vec<_>>());
+        assert_eq!(found(&mut contents, &views, 400, 401), [] as [u32; 0]);
+    }
+
+    #[test]
+    fn pages_written_after_a_run_was_remembered_are_seen() {
+        let views = OwnedViews::reserve(2 << 20).unwrap();
+        write(&views, 0..64);
+        let mut contents = Contents::default();
+        assert_eq!(found(&mut contents, &views, 0, 128).len(), 64);
+        write(&views, 64..66);
+        assert_eq!(found(&mut contents, &views, 0, 128).len(), 66);
+    }
+}

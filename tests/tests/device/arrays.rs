@@ -1,0 +1,103 @@
+//! Array arguments: the same results whether they are passed by device address or translated.
+
+use vksvm::{PageState, Svm};
+use vksvm_tests::{spirv, with};
+
+const N: u32 = 50_000;
+
+/// Adds what pointers point to, all over `extra`, to an array that does not start at a page.
+fn add(svm: &Svm, idempotent: bool, count: bool) -> vksvm::LaunchReport {
+    let heap = svm.heap();
+    let data = heap.vec_from_slice(&(0..N + 3).collect::<Vec<_>>()).unwrap();
+    let extra = heap.vec_from_slice(&(0..N).map(|i| i * 7).collect::<Vec<_>>()).unwrap();
+    let pointers: Vec<u64> = (0..N).map(|i| &extra[(i * 31 % N) as usize] as *const u32 as u64).collect();
+    let pointers = heap.vec_from_slice(&pointers).unwrap();
+    let mut out = heap.vec_from_slice(&vec![1u32; N as usize + 5]).unwrap();
+    let mut calls = heap.vec_from_slice(&[0u32]).unwrap();
+    // SAFETY: the kernel reads the data and what the pointers point to, and writes `out` and `calls`.
+    let mut kernel = unsafe { svm.kernel("arrays", spirv!("arrays")) }.unwrap();
+    if idempotent {
+        kernel = kernel.idempotent();
+    }
+    let launch = kernel.launch([N.div_ceil(64), 1, 1]).read_array(&data[3..]).write_array(&mut out[5..]);
+    let launch = launch.read(&pointers[..]);
+    let launch = if count { launch.write(&mut calls[..]) } else { launch.value(0u64) };
+    let report = launch.value(N).value(0u32).run().unwrap();
+    for i in 0..N {
+        assert_eq!(out[i as usize + 5], i + 3 + i * 31 % N * 7, "element {i}");
+    }
+    assert_eq!(out[..5], [1; 5], "what lies before the slice changed");
+    assert_eq!(calls[0], if count { N } else { 0 }, "invocations were repeated");
+    report
+}
+
+#[test]
+fn arrays_and_pointers_mix_in_one_kernel() {
+    for direct in [true, false] {
+        let svm = with(|builder| builder.direct_arrays(direct));
+        add(&svm, true, false);
+        add(&svm, false, true);
+    }
+}
+
+#[test]
+fn resident_arrays_are_not_translated() {
+    let svm = with(|builder| builder.count_translations(true));
+    let heap = svm.heap();
+    let data = heap.vec_from_slice(&vec![5u32; N as usize]).unwrap();
+    let mut out = heap.vec_from_slice(&vec![0u32; N as usize]).unwrap();
+    // SAFETY: the kernel reads the data and writes `out`.
+    let kernel = unsafe { svm.kernel("arrays", spirv!("arrays")) }.unwrap().idempotent();
+    for _ in 0..2 {
+        let launch = kernel.launch([N.div_ceil(64), 1, 1]).read_array(&data[..]).write_array(&mut out[..]);
+        let report = launch.value([0u64; 2]).value(N).value(0u32).run().unwrap();
+        assert_eq!((report.translations, report.device_faults), (0, 0), "{report}");
+    }
+    assert!(matches!(svm.page_info(&out[0]).unwrap().state, PageState::Device(_)));
+    assert!(out.iter().all(|&value| value == 5), "what the kernel wrote did not come home");
+    // The CPU's next change is seen.
+    drop(out);
+    let mut out = heap.vec_from_slice(&vec![0u32; N as usize]).unwrap();
+    let mut data = data;
+    data[17] = 6;
+    let launch = kernel.launch([N.div_ceil(64), 1, 1]).read_array(&data[..]).write_array(&mut out[..]);
+    launch.value([0u64; 2]).value(N).value(0u32).run().unwrap();
+    assert_eq!((out[16], out[17]), (5, 6));
+}
+
+#[test]
+fn arrays_that_do_not_fit_are_translated() {
+    let svm = with(|builder| builder.frames(60));
+    let report = add(&svm, true, false);
+    assert!(report.device_faults > 0, "{report}");
+    add(&svm, false, true);
+}
+
+#[test]
+fn arrays_that_were_never_written_read_as_zeros() {
+    let svm = with(|builder| builder);
+    let data = svm.heap().vec_zeroed::<u32>(N as usize).unwrap();
+    let mut out = svm.heap().vec_from_slice(&vec![9u32; N as usize]).unwrap();
+    // SAFETY: the kernel reads the data and writes `out`.
+    let kernel = unsafe { svm.kernel("arrays", spirv!("arrays")) }.unwrap();
+    let launch = kernel.launch([N.div_ceil(64), 1, 1]).read_array(&data[..]).write_array(&mut out[..]);
+    launch.value([0u64; 2]).value(N).value(0u32).run().unwrap();
+    assert!(out.iter().all(|&value| value == 0));
+}
+
+#[test]
+fn a_cpu_scan_of_what_the_device_wrote_faults_rarely_and_sees_all_of_it() {
+    let svm = with(|builder| builder);
+    let pages = 2048usize;
+    let n = (pages * 1024) as u32;
+    let data = svm.heap().vec_from_slice(&(0..n).collect::<Vec<_>>()).unwrap();
+    let mut out = svm.heap().vec_from_slice(&vec![0u32; n as usize]).unwrap();
+    // SAFETY: the kernel reads the data and writes `out`.
+    let kernel = unsafe { svm.kernel("arrays", spirv!("arrays")) }.unwrap().idempotent();
+    let launch = kernel.launch([n.div_ceil(64), 1, 1]).read_array(&data[..]).write_array(&mut out[..]);
+    launch.value([0u64; 2]).value(n).value(0u32).run().unwrap();
+    let before = svm.stats();
+    assert!(out.iter().enumerate().all(|(i, &value)| value == i as u32));
+    let faults = svm.stats().since(&before).cpu_faults;
+    assert!(faults < 64, "{faults} faults for a scan of {pages} pages");
+}
