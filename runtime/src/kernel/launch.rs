@@ -23,7 +23,9 @@ pub struct Kernel {
 
 impl Kernel {
     pub(crate) fn new(inner: Arc<Inner>, module: KernelModule) -> Self {
-        Self { inner, module: Arc::new(module), idempotent: false }
+        // Rewriting may have proven it.
+        let idempotent = module.rewritten.is_some_and(|stats| stats.replayable());
+        Self { inner, module: Arc::new(module), idempotent }
     }
 
     /// Declares that running a workgroup again, over what it already stored and whatever other workgroups stored meanwhile, gives

@@ -11,7 +11,7 @@ use rspirv::spirv::{Decoration, Op, StorageClass, Word};
 /// Member of the library's block that holds the kernel's.
 const MEMBER: u32 = 1;
 
-/// Moves the kernel's push constants behind the launch block; `before` is the number of the kernel's functions.
+/// Moves the kernel's push constants behind the launch block.
 pub(super) fn merge(code: &mut Code, linked: &Linked) -> Result<(), RewriteError> {
     let mut variables = code.module.types_global_values.iter().filter(|global| {
         global.class.opcode == Op::Variable
@@ -42,9 +42,11 @@ pub(super) fn merge(code: &mut Code, linked: &Linked) -> Result<(), RewriteError
     }
     // A block within a block is not allowed, and needs no decoration.
     code.module.annotations.retain(|annotation| {
-        let target = annotation.operands.first() == Some(&Operand::IdRef(structure));
-        let of_variable = annotation.operands.first() == Some(&Operand::IdRef(id));
-        !(of_variable || target && annotation.operands.get(1) == Some(&Operand::Decoration(Decoration::Block)))
+        let block = annotation.operands.get(1) == Some(&Operand::Decoration(Decoration::Block));
+        match annotation.operands.first() {
+            Some(&Operand::IdRef(target)) => target != id && !(target == structure && block),
+            _ => true,
+        }
     });
     code.module.debug_names.retain(|name| name.operands.first() != Some(&Operand::IdRef(id)));
     code.remove_globals(&[id]);

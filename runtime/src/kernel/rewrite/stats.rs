@@ -27,12 +27,22 @@ pub struct RewriteStats {
     pub words_out: usize,
 }
 
+impl RewriteStats {
+    /// Whether a workgroup can run again over its own stores without a probe first. Proven only for kernels that store and
+    /// load nothing, or load and store nothing: what they store then follows from their arguments and place alone. A kernel
+    /// that does both might load what it, or a neighbour in its workgroup, stored before the miss.
+    pub fn replayable(&self) -> bool {
+        self.atomics == 0 && (self.loads == 0 || self.stores == 0)
+    }
+}
+
 impl fmt::Display for RewriteStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "accesses      {} loads, {} stores, {} atomics", self.loads, self.stores, self.atomics)?;
         writeln!(f, "translations  {}; {} loads share that of a neighbour", self.translations, self.merged)?;
         writeln!(f, "loops         {} guarded, {} that end by themselves", self.guarded_loops, self.counted_loops)?;
         writeln!(f, "barriers      {}", self.barriers)?;
+        writeln!(f, "replayable    {}", if self.replayable() { "without a probe" } else { "after a probe" })?;
         write!(f, "size          {} bytes, was {}", 4 * self.words_out, 4 * self.words_in)
     }
 }

@@ -49,6 +49,29 @@ fn loops_that_memory_decides_are_guarded_and_counted_ones_are_not() {
 }
 
 #[test]
+fn only_kernels_that_cannot_load_what_they_store_are_replayed_without_a_probe() {
+    let replayable = |name: &str| {
+        let (_, kernel) = corpus().into_iter().find(|(found, _)| found == name).unwrap();
+        rewrite(&kernel).unwrap().stats.replayable()
+    };
+
+    assert!(replayable("fill"));
+    assert!(replayable("struct_store"));
+    // Source and destination might overlap.
+    assert!(!replayable("copy"));
+    assert!(!replayable("update"));
+    assert!(!replayable("atomic_add"));
+}
+
+#[test]
+fn neighbouring_loads_share_a_translation() {
+    let (_, kernel) = corpus().into_iter().find(|(found, _)| found == "list").unwrap();
+    let stats = rewrite(&kernel).unwrap().stats;
+
+    assert_eq!((stats.loads, stats.merged, stats.translations), (2, 1, 2));
+}
+
+#[test]
 fn a_kernel_of_the_include_is_refused_because_it_translates_already() {
     let error = rewrite(INCLUDED).unwrap_err();
 
