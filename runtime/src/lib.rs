@@ -14,6 +14,8 @@ pub mod hmm;
 pub mod kernel;
 pub mod mm;
 pub mod observe;
+#[cfg(test)]
+mod own_process;
 pub mod policy;
 pub mod rank;
 pub mod service;

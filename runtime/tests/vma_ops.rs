@@ -315,7 +315,13 @@ fn dies(test: &str, touch: impl Fn(&Svm)) {
         std::process::exit(0);
     }
     for tracker in trackers() {
-        let child = std::process::Command::new(std::env::current_exe().unwrap())
+        // Under a runner the current executable is a dynamic loader.
+        let again: Vec<_> = match std::env::var_os("VKSVM_RUNNER") {
+            Some(runner) => vec![runner, std::env::args_os().next().unwrap()],
+            None => vec![std::env::current_exe().unwrap().into_os_string()],
+        };
+        let child = std::process::Command::new(&again[0])
+            .args(&again[1..])
             .args([test, "--exact", "--nocapture"])
             .env(MARK, tracker.to_string())
             .output()

@@ -131,9 +131,9 @@ fn a_limited_address_space_gives_an_error_that_names_the_limit_and_a_smaller_siz
     }
     let name = "mm::views::tests::a_limited_address_space_gives_an_error_that_names_the_limit_and_a_smaller_size";
     let output = std::process::Command::new("/bin/sh")
-        .args(["-c", "ulimit -v 8000000 && exec \"$0\" --exact \"$1\" --test-threads 1"])
-        .arg(std::env::current_exe().unwrap())
-        .arg(name)
+        .args(["-c", "ulimit -v 8000000 && exec \"$@\" --test-threads 1", "sh"])
+        .args(crate::own_process::again())
+        .args(["--exact", name])
         .env(INSIDE, "1")
         .output()
         .unwrap();

@@ -42,8 +42,15 @@ impl Case {
             return None;
         }
         let test = self.path.split_once("::").unwrap().1;
-        let program = std::env::current_exe().unwrap();
-        Some(Command::new(program).args([test, "--exact", "--nocapture"]).env(MARK, "1").output().unwrap())
+        let again = crate::own_process::again();
+        Some(
+            Command::new(&again[0])
+                .args(&again[1..])
+                .args([test, "--exact", "--nocapture"])
+                .env(MARK, "1")
+                .output()
+                .unwrap(),
+        )
     }
 }
 
