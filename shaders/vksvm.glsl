@@ -99,6 +99,7 @@ layout(buffer_reference, scalar, buffer_reference_align = 64) buffer VksvmContro
     layout(offset = VKSVM_CONTROL_KERNEL) uint kernel;
     layout(offset = VKSVM_CONTROL_POLL_LIMIT) uint poll_limit;
     layout(offset = VKSVM_CONTROL_UNITS) uint64_t units;
+    layout(offset = VKSVM_CONTROL_GRID_Z) uint grid_z;
     layout(offset = VKSVM_CONTROL_QUEUE_HEAD) uint queue_head;
     layout(offset = VKSVM_CONTROL_BOUNCE_HEAD) uint bounce_head;
     layout(offset = VKSVM_CONTROL_TRANSLATIONS) uint translations;
@@ -142,8 +143,8 @@ uint vksvm_hits_;
 bool vksvm_is_live_() { return (vksvm_variant_ & VKSVM_VARIANT_LIVE) != 0u; }
 bool vksvm_is_lockstep_() { return (vksvm_variant_ & VKSVM_VARIANT_LOCKSTEP) != 0u; }
 
-// Live mode: the unit's words, its epoch and whether it moved over.
-uint64_t vksvm_unit_() { return VksvmControl_(vksvm_launch_.control).units + 8ul * vksvm_slot_; }
+// Live mode: the unit's words: its epoch (0 before it is counted in), whether it moved over, invocations that ended.
+uint64_t vksvm_unit_() { return VksvmControl_(vksvm_launch_.control).units + 16ul * vksvm_slot_; }
 VksvmWord_ vksvm_count_(uint epoch) {
     return VksvmWord_(vksvm_launch_.control + VKSVM_CONTROL_COUNTS + 4ul * (epoch & 1u));
 }
@@ -218,7 +219,11 @@ bool vksvm_begin() {
     if (vksvm_is_live_()) {
         vksvm_hits_ = 0u;
         if (!vksvm_is_lockstep_()) vksvm_epoch_ = vksvm_join_();
-        else if (gl_LocalInvocationIndex == 0u) VksvmLiveWord_(vksvm_unit_()).value = vksvm_join_();
+        else if (VksvmLiveWord_(vksvm_unit_()).value == 0u) {
+            // The first subgroup to start, whichever it is, counts the unit in.
+            uint epoch = vksvm_join_();
+            if (atomicCompSwap(VksvmWord_(vksvm_unit_()).value, 0u, epoch) != 0u) vksvm_leave_(epoch);
+        }
     }
     return true;
 }
@@ -228,8 +233,12 @@ bool vksvm_begin() {
 void vksvm_end() {
     if (vksvm_is_live_()) {
         if (!vksvm_is_lockstep_()) vksvm_leave_(vksvm_epoch_);
-        else if (gl_LocalInvocationIndex == gl_WorkGroupSize.x * gl_WorkGroupSize.y * gl_WorkGroupSize.z - 1u)
-            vksvm_leave_(VksvmLiveWord_(vksvm_unit_()).value);
+        else {
+            // The last invocation counts the unit out.
+            uint size = gl_WorkGroupSize.x * gl_WorkGroupSize.y * gl_WorkGroupSize.z;
+            if (atomicAdd(VksvmWord_(vksvm_unit_() + 8ul).value, 1u) == size - 1u)
+                vksvm_leave_(VksvmLiveWord_(vksvm_unit_()).value);
+        }
     }
 }
 
@@ -475,17 +484,6 @@ uint vksvm_unit_epoch_() {
 uint64_t vksvm_object_(uint64_t va, uint bytes, bool write) {
     uint head = VKSVM_PAGE_SIZE - (uint(va) & 0xFFFu);
     bool straddles = bytes > head;
-    if (straddles) {
-        uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
-        if (page < uint64_t(vksvm_launch_.pages) && !vksvm_poisoned_) {
-            uint entry = VksvmWord_(vksvm_launch_.table + 8ul * page).value;
-            if ((entry & VKSVM_PTE_LAST) != 0u) {
-                if (vksvm_poison_())
-                    vksvm_report_(va, bytes, VKSVM_FAULT_OVERRUN | (write ? VKSVM_FAULT_WRITE : 0u));
-                return vksvm_sink_(va, write);
-            }
-        }
-    }
     // One call of the translation for both parts: compilers put every call's code in place.
     uint64_t first = 0ul;
     uint64_t second = 0ul;
@@ -495,6 +493,15 @@ uint64_t vksvm_object_(uint64_t va, uint bytes, bool write) {
         first = second;
         second = vksvm_translate_((part & 1u) != 0u ? va + head : va, (part & 1u) != 0u ? bytes - head : bytes,
                                   write ? vksvm_write_want_ : VKSVM_READ_WANT_, write);
+        if (straddles && (part & 1u) == 0u && !vksvm_poisoned_) {
+            // The first page is there, so its entry says whether there is a second.
+            uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
+            if ((VksvmWord_(vksvm_launch_.table + 8ul * page).value & VKSVM_PTE_LAST) != 0u) {
+                if (vksvm_poison_())
+                    vksvm_report_(va, bytes, VKSVM_FAULT_OVERRUN | (write ? VKSVM_FAULT_WRITE : 0u));
+                return vksvm_sink_(va, write);
+            }
+        }
         // The second wait may have voided the first part: both again.
         if (straddles && vksvm_is_live_() && part + 1u == parts && parts < 1000u && vksvm_unit_epoch_() != epoch) {
             epoch = vksvm_unit_epoch_();

@@ -53,8 +53,10 @@
 #define VKSVM_CONTROL_KERNEL 64
 // Live mode: how often an invocation looks for its page before it gives up.
 #define VKSVM_CONTROL_POLL_LIMIT 68
-// Live mode: two words a slot, the unit's epoch and whether it moved over.
+// Live mode: four words a slot: the unit's epoch, never 0, whether it moved over, and how many of its invocations have ended.
 #define VKSVM_CONTROL_UNITS 72
+// The launch's grid in z, in workgroups.
+#define VKSVM_CONTROL_GRID_Z 80
 // Counters, written by kernels, on a cache line of their own.
 #define VKSVM_CONTROL_QUEUE_HEAD 128
 #define VKSVM_CONTROL_BOUNCE_HEAD 132

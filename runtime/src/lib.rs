@@ -23,8 +23,11 @@ pub mod track;
 
 pub use device::layout::{GLSL_INCLUDE, GLSL_LAYOUT};
 pub use kernel::{Kernel, KernelError, Launch, LaunchError, LaunchReport, Pending, Scope};
+pub use mm::copy::SnapshotError;
 pub use mm::heap::{Heap, HeapError, SvmBox, SvmMap, SvmVec};
+pub use mm::ops::{MapRequest, Mapping, OpError};
 pub use mm::pages::{PageInfo, PageState};
+pub use mm::vma::Permission;
 pub use observe::Stats;
 pub use svm::{Builder, FaultMode, Info, OpenError, Svm};
 pub use track::TrackerKind;

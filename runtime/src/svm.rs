@@ -1,16 +1,19 @@
 //! The runtime as a program sees it: open it, get its heap, load kernels, ask what it did.
 
-use crate::addr::{PAGE_SIZE, VirtAddr};
+use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
 use crate::device::soft::{SoftContext, SoftDevice, SoftOptions};
 use crate::device::vulkan::{CopyPath, VulkanDevice, VulkanOptions};
 use crate::device::{Device, DeviceError, LiveUnit, layout};
-use crate::hmm::Mirror;
+use crate::hmm::{Mirror, PageEntry, read_pages};
 use crate::kernel::execute::{Executor, ExecutorOptions, Job};
 use crate::kernel::{Kernel, KernelError, KernelModule, Scope};
+use crate::mm::copy::SnapshotError;
 use crate::mm::heap::Heap;
+use crate::mm::ops::{MapRequest, Mapping, OpError};
 use crate::mm::pages::PageInfo;
 use crate::mm::space::AddressSpace;
 use crate::mm::views::{DEFAULT_RESERVATION, OwnedViews, ViewsError};
+use crate::mm::vma::Permission;
 use crate::observe::{Counters, Stats};
 use crate::service::{DeviceMirror, LostPages};
 use crate::track::{self, TrackError, TrackerKind};
@@ -281,7 +284,7 @@ impl Builder {
                 .direct_arrays
                 .unwrap_or_else(|| variable("VKSVM_ARRAYS").is_none_or(|value| value != "0")),
         };
-        Svm::assemble(device, vulkan, space, heap, counters, frames, fault_mode, options)
+        Svm::assemble(device, vulkan, SharedHeap { space, heap }, counters, frames, fault_mode, options)
     }
 
     fn new_heap(&self, counters: &Arc<Counters>) -> Result<SharedHeap, OpenError> {
@@ -321,7 +324,8 @@ pub enum FaultMode {
     Auto,
     /// A missing page restarts its workgroup once it is there. Works on every device.
     Replay,
-    /// A missing page is waited for inside the kernel.
+    /// A missing page is waited for inside the kernel. On llvmpipe this sets `LP_NUM_THREADS`, unless it is set, to leave a
+    /// processor to the service thread: open the runtime before starting threads whose C code reads the environment.
     Live,
 }
 
@@ -467,8 +471,7 @@ impl Svm {
     fn assemble(
         device: Arc<dyn Device>,
         vulkan: Option<Arc<VulkanDevice>>,
-        space: Arc<AddressSpace>,
-        heap: Heap,
+        SharedHeap { space, heap }: SharedHeap,
         counters: Arc<Counters>,
         frames: u32,
         fault_mode: String,
@@ -521,15 +524,58 @@ impl Svm {
         self.inner.heap.clone()
     }
 
-    /// Loads a kernel from SPIR-V; `name` is for messages.
+    /// Maps `bytes` (a multiple of 4096) of fresh pages, which read as zeros, for the program to own: whole pages whose
+    /// permissions can be changed and which can be cut, moved and discarded.
+    ///
+    /// # Errors
+    /// If `bytes` is zero or not whole pages, or the heap has no room.
+    pub fn map(&self, bytes: usize, permission: Permission) -> Result<Mapping, OpError> {
+        self.map_as(&MapRequest::new(bytes as u64, permission))
+    }
+
+    /// As [`map`](Self::map), with alignment, place, hints or name.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map).
+    pub fn map_as(&self, request: &MapRequest) -> Result<Mapping, OpError> {
+        Mapping::new(&self.inner.space, request)
+    }
+
+    /// A copy of `values` as they were at one moment during the call, whoever writes them meanwhile: CPU threads, or kernels in
+    /// flight. No store that came before another, on one thread, is missing if the other is there. What devices wrote comes
+    /// home first.
+    ///
+    /// Slices passed to launches are the other meaning of a pointer, the coherent view; see [`mm::copy`](crate::mm::copy).
+    /// A reference may be passed where a pointer is asked for; while others write, take a raw pointer, which is not followed.
+    /// Stores to those pages fault once afterwards.
+    ///
+    /// # Errors
+    /// If `values` do not lie in this heap, where something is mapped.
+    pub fn snapshot_of<T: bytemuck::AnyBitPattern>(&self, values: *const [T]) -> Result<Vec<T>, SnapshotError> {
+        self.inner.space.snapshot_of(values)
+    }
+
+    /// What the device has mapped of `pages`, one entry each, and in how large leaves; home's side of it is
+    /// [`HomeWalk`](crate::mm::walk::HomeWalk).
+    pub fn device_mappings(&self, pages: PageRange, entries: &mut Vec<PageEntry>) {
+        read_pages(self.inner.mirror.as_ref(), pages, entries);
+    }
+
+    /// The address space below the heap: VMAs, notifiers, page states.
+    pub fn address_space(&self) -> &Arc<AddressSpace> {
+        &self.inner.space
+    }
+
+    /// Loads a kernel from SPIR-V; `name` is for messages. The kernel is a plain compute shader that follows pointers
+    /// (`buffer_reference` in GLSL), which is [rewritten](crate::kernel::rewrite), or was compiled with `vksvm.glsl`.
     ///
     /// # Safety
-    /// The module must be valid SPIR-V for Vulkan 1.2. It must access the heap only through what `vksvm.glsl` returns, write only
-    /// to objects that its launches are given for writing or that are reachable from these, read only likewise, and not race with
+    /// The module must be valid SPIR-V for Vulkan 1.2. With `vksvm.glsl`, it must access the heap only through what that returns.
+    /// It must write only to objects that its launches are given for writing or that are reachable from these, read only likewise, and not race with
     /// itself in ways that Vulkan leaves undefined.
     ///
     /// # Errors
-    /// If the module cannot be read, was not compiled with `vksvm.glsl`, needs more than the device offers, or is refused by the
+    /// If the module cannot be read, cannot be rewritten, needs more than the device offers, or is refused by the
     /// driver.
     pub unsafe fn kernel(&self, name: &str, spirv: &[u8]) -> Result<Kernel, KernelError> {
         self.ready(KernelModule::new(name, spirv)?)

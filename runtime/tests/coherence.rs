@@ -38,7 +38,8 @@ fn outcome(kind: u32, old: u32, value: u32) -> u32 {
         LOAD => old,
         ADD => old.wrapping_add(value),
         MAX => old.max(value),
-        _ => value,
+        STORE | EXCHANGE => value,
+        _ => unreachable!("no such kind"),
     }
 }
 
@@ -276,4 +277,52 @@ fn two_devices_and_cpu_threads_agree_with_the_oracle() {
 fn four_devices_and_cpu_threads_agree_with_the_oracle() {
     let seed = seed();
     trackers().into_iter().for_each(|tracker| fuzz(tracker, 4, 26, seed));
+}
+
+/// Every workgroup needs all pages at once, for writing, and so does every other device and the CPU.
+#[test]
+fn devices_that_fight_for_the_same_pages_all_get_on() {
+    const FOUGHT_FOR: usize = 24;
+    const LAUNCHES: u32 = 30;
+    for tracker in trackers() {
+        let _watchdog = watchdog(120);
+        let mut svms: Vec<Svm> = Vec::new();
+        for _ in 0..4 {
+            let svm = soft(tracker, |builder| match svms.first() {
+                Some(first) => builder.share_heap_with(first),
+                None => builder,
+            });
+            svms.push(svm.unwrap());
+        }
+        let heap = svms[0].heap();
+        let pages = heap.vec_zeroed::<[u32; 1024]>(FOUGHT_FOR).unwrap();
+        let base = pages.as_ptr().expose_provenance() as u64;
+        std::thread::scope(|scope| {
+            for svm in &svms {
+                scope.spawn(move || {
+                    // SAFETY: it changes the array, which outlives the scope, with atomics.
+                    let kernel = unsafe {
+                        svm.soft_kernel("fight", [1, 1, 1], 8, move |invocation| {
+                            for page in 0..FOUGHT_FOR as u64 {
+                                invocation.atomic_add(base + 4096 * page, 1);
+                            }
+                        })
+                    }
+                    .unwrap();
+                    for _ in 0..LAUNCHES {
+                        kernel.launch([2, 1, 1]).value(0u64).run().unwrap();
+                    }
+                });
+            }
+            for page in 0..FOUGHT_FOR as u64 {
+                operate_on_cpu(Operation { address: base + 4096 * page, kind: ADD, value: 1 });
+            }
+        });
+        println!("{tracker}: {}", svms[0].stats());
+        assert!(
+            pages.iter().all(|page| page[0] == 4 * 2 * LAUNCHES + 1),
+            "{:?}",
+            pages.iter().map(|page| page[0]).collect::<Vec<_>>()
+        );
+    }
 }

@@ -203,7 +203,9 @@ fn a_workgroup_that_needs_more_frames_than_there_are_fails_and_the_next_launch_r
             let greedy = unsafe {
                 svm.soft_kernel("greedy", [1, 1, 1], 8, |invocation| {
                     let at = invocation.arguments::<u64>();
-                    (0..8).for_each(|page| drop(invocation.load::<u32>(at + 4096 * page)));
+                    for page in 0..8 {
+                        invocation.load::<u32>(at + 4096 * page);
+                    }
                 })
             }
             .unwrap();
@@ -306,4 +308,33 @@ fn the_reference_device_refuses_shaders() {
     // SAFETY: it is not run.
     let error = unsafe { svm.kernel("saxpy", shader) }.err().expect("refused");
     assert!(error.to_string().contains("Rust functions"), "{error}");
+}
+
+#[test]
+fn a_page_read_as_zeros_and_then_written_has_been_accessed() {
+    with_each_tracker(
+        |builder| builder,
+        |svm| {
+            let mut numbers = svm.heap().vec_zeroed::<u32>(PAGE / 4).unwrap();
+            let page = numbers.as_ptr();
+            let mut total = svm.heap().boxed(0u32).unwrap();
+            sum(svm).launch([1, 1, 1]).read(&numbers[..]).write(&mut *total).run().unwrap();
+            assert!(!svm.page_info(page).unwrap().accessed, "collected when the entry goes");
+            // It asks for the page and does not use it: the fault is served, and what was known must stay known.
+            let asked = AtomicU32::new(0);
+            // SAFETY: it changes the array that it is launched with.
+            let kernel = unsafe {
+                svm.soft_kernel("ask", [1, 1, 1], 8, move |invocation| {
+                    if asked.fetch_add(1, Ordering::Relaxed) == 0 {
+                        let at = invocation.arguments::<u64>();
+                        invocation.store(at, 1u32);
+                    }
+                })
+            }
+            .unwrap();
+            kernel.launch([1, 1, 1]).write(&mut numbers[..]).run().unwrap();
+            assert_eq!(numbers[0], 0);
+            assert!(svm.page_info(page).unwrap().accessed);
+        },
+    );
 }

@@ -6,8 +6,8 @@ use vksvm::{Builder, Svm};
 /// The kernels under `tests/shaders`.
 #[macro_export]
 macro_rules! spirv {
-    ($name:literal) => {
-        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/spv/", $name, ".spv"))
+    ($($name:literal),+) => {
+        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/spv/", $($name),+, ".spv"))
     };
 }
 

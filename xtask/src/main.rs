@@ -7,6 +7,7 @@ mod cargo;
 mod ci;
 mod driver;
 mod models;
+mod rewrite;
 mod run;
 mod shaders;
 mod test;
@@ -38,6 +39,8 @@ enum Task {
     Bench(bench::Bench),
     /// Compile the kernels to the SPIR-V that is committed beside them
     Shaders(shaders::Shaders),
+    /// Turn a plain compute shader into the kernel that the runtime would make of it
+    Rewrite(rewrite::Rewrite),
     /// Find or set up a Vulkan device and say which
     Driver(driver::Driver),
     /// Print `export` lines under which plain cargo commands use the device: eval "$(cargo xtask env)"
@@ -60,6 +63,7 @@ fn run(Cli { choice, task }: Cli) -> Result<()> {
         Task::Test(test) => test.run(choice),
         Task::Bench(bench) => bench.run(choice),
         Task::Shaders(shaders) => shaders.run(),
+        Task::Rewrite(rewrite) => rewrite.run(),
         Task::Driver(driver) => driver.run(choice),
         Task::Env => driver::print_env(choice),
         Task::Ci(ci) => ci.run(choice),

@@ -33,7 +33,7 @@ pub(super) fn run(suite: &mut Suite) -> Result<()> {
     let mut mapped = Mapped::new(Raw::new(&svm)?, n)?;
     let mut memcpy = Memcpy::new(64 << 20);
     let mut result = vec![0f32; n];
-    let case = format!("saxpy, {} MiB", n * 8 >> 20);
+    let case = format!("saxpy, {} MiB", (n * 8) >> 20);
     let samples = suite.interleave(&case, ROUNDS, 5, |which| {
         let (time, total) = match which {
             0 | 4 => {

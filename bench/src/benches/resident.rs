@@ -25,7 +25,8 @@ pub(super) fn run(suite: &mut Suite) -> Result<()> {
 
 /// Contestant 0 passes pointers, 1 is the peer, 2, if there, passes arrays; the figure asked for is for the best way to write it.
 fn report(suite: &mut Suite, case: &str, samples: &[Samples], wanted: Option<f64>) {
-    let ways: &[(usize, &str)] = if samples.len() > 2 { &[(2, "array arguments"), (0, "pointers")] } else { &[(0, "pointers")] };
+    let ways: &[(usize, &str)] =
+        if samples.len() > 2 { &[(2, "array arguments"), (0, "pointers")] } else { &[(0, "pointers")] };
     for &(which, way) in ways {
         let row = suite.row(&format!("{case}, {way}"), "launch", "s", &samples[which]);
         row.against("raw addresses", &samples[which], &samples[1]);
@@ -268,7 +269,7 @@ fn tree(suite: &mut Suite, svm: &Svm) -> Result<()> {
         done.map(|()| time)
     })?;
     report(suite, "tree traversal", &samples, Some(1.35));
-    let want = |key: u32| if key % 2 == 0 { key ^ 0x5555 } else { 0 };
+    let want = |key: u32| if key.is_multiple_of(2) { key ^ 0x5555 } else { 0 };
     let right = |out: &[u32]| out.iter().zip(&keys).all(|(&out, &key)| out == want(key));
     // SAFETY: nothing runs.
     ensure!(right(&out) && right(unsafe { contents(&raw_out) }), "the tree traversal computed something else");

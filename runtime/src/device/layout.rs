@@ -172,10 +172,12 @@ pub struct Control {
     pub kernel: u32,
     /// Live mode: polls before an invocation gives up waiting.
     pub poll_limit: u32,
-    /// Live mode: two words a slot, the unit's epoch and whether it moved over.
+    /// Live mode: four words a slot: the unit's epoch, whether it moved over, how many of its invocations have ended.
     pub units: DeviceAddress,
+    /// The launch's grid in z, in workgroups.
+    pub grid_z: u32,
     /// Up to the counters' cache line.
-    pub reserved: [u32; 12],
+    pub reserved: [u32; 11],
     /// Entries appended, also those that found no room.
     pub queue_head: u32,
     /// Bytes of the bounce arena handed out.
@@ -239,6 +241,7 @@ const _: () = {
     assert!(offset_of!(Control, queue_capacity) == define("VKSVM_CONTROL_QUEUE_CAPACITY") as usize);
     assert!(offset_of!(Control, bounce_bytes) == define("VKSVM_CONTROL_BOUNCE_BYTES") as usize);
     assert!(offset_of!(Control, kernel) == define("VKSVM_CONTROL_KERNEL") as usize);
+    assert!(offset_of!(Control, grid_z) == define("VKSVM_CONTROL_GRID_Z") as usize);
     assert!(offset_of!(Control, queue_head) == define("VKSVM_CONTROL_QUEUE_HEAD") as usize);
     assert!(offset_of!(Control, bounce_head) == define("VKSVM_CONTROL_BOUNCE_HEAD") as usize);
     assert!(offset_of!(Control, translations) == define("VKSVM_CONTROL_TRANSLATIONS") as usize);

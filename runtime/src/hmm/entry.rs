@@ -16,6 +16,8 @@ use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Condvar, Mutex};
 use std::sync::Arc;
 
+/// Aligned so that what an invalidation touches is one cache line.
+#[repr(align(64))]
 pub(super) struct Entry {
     pub(super) pages: PageRange,
     pub(super) shards: ShardSet,

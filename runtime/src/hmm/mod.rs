@@ -53,9 +53,10 @@
 //! | `event.rs` | events, owners, the callbacks' traits |
 //! | `notifier.rs` | the address space's side: subscribe, invalidate, release; why retry is authoritative |
 //! | `mirror.rs`, `range.rs` | the device's side |
+//! | `snapshot.rs` | what stands in a mapping, page by page: snapshot and fault |
 //! | `retry.rs`, `clock.rs` | giving up on the fast path, and on time |
 //! | `in_flight.rs` | one range's count, sequence number and waiters |
-//! | `shard.rs`, `index.rs`, `entry.rs` | the registry: who overlaps what |
+//! | `shard.rs`, `index.rs`, `index/`, `entry.rs` | the registry: who overlaps what |
 //! | `callback.rs` | panics and unregistering inside callbacks |
 //!
 //! # Locks
@@ -81,6 +82,7 @@ mod notifier;
 mod range;
 mod retry;
 mod shard;
+mod snapshot;
 
 pub use clock::{Clock, Deadline, ManualClock, RealClock};
 pub use error::{HmmError, InvalidateError, WaitError};
@@ -90,6 +92,9 @@ pub use mirror::{Mirror, UnregisterError};
 pub use notifier::{Invalidation, Notifiers, Subscription};
 pub use range::Range;
 pub use retry::{Attempt, CollisionRetry, OutOfTime, Outcome, with_retry};
+pub use snapshot::{
+    LEAF_ORDERS, PageEntry, PageError, PageFaultIn, PageWalk, RangeError, Request, Walked, Want, read as read_pages,
+};
 
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod figures;

@@ -6,8 +6,8 @@
 //! read and was never written, or the CPU took pages back a moment ago), the dispatch translates all of them instead; results
 //! are the same.
 
-use super::execute::{Executor, Job};
 use super::LaunchError;
+use super::execute::{Executor, Job};
 use crate::addr::{Access, PageRange};
 use crate::service::{DeviceMirror, GateGuard, PageFault};
 
@@ -28,7 +28,12 @@ pub(crate) struct ArrayArgument {
 const DEVICE: usize = 8;
 
 /// Fills device addresses in. False, with nothing of use filled in, if an array does not qualify.
-pub(super) fn resolve(mirror: &DeviceMirror, gate: &GateGuard<'_>, arrays: &[ArrayArgument], arguments: &mut [u8]) -> bool {
+pub(super) fn resolve(
+    mirror: &DeviceMirror,
+    gate: &GateGuard<'_>,
+    arrays: &[ArrayArgument],
+    arguments: &mut [u8],
+) -> bool {
     for array in arrays {
         let Some(start) = mirror.contiguous(gate, array.pages, array.access) else { return false };
         let address = start.0 + array.skew;

@@ -183,7 +183,7 @@ impl Executor {
         let stored = device.shared_memory(MAX_SLICE as usize / 8, SharedUse::HostReads)?;
         let bounce = device.shared_memory(BOUNCE_BYTES as usize, SharedUse::HostReads)?;
         let units = device
-            .shared_memory(if options.live.is_some() { MAX_SLICE as usize * 8 } else { 64 }, SharedUse::HostReads)?;
+            .shared_memory(if options.live.is_some() { MAX_SLICE as usize * 16 } else { 64 }, SharedUse::HostReads)?;
         let block = Control {
             queue: queue.address(),
             zero_frame: mirror.zero_frame(),
@@ -196,6 +196,7 @@ impl Executor {
             bounce_bytes: BOUNCE_BYTES,
             poll_limit: options.poll_limit,
             units: units.address(),
+            epoch: 1,
             ..bytemuck::Zeroable::zeroed()
         };
         // SAFETY: the control block has this size and no dispatch uses it yet.
@@ -450,6 +451,7 @@ impl Executor {
         let epochs = self.mirror.epochs();
         epochs.word(offset_of!(Control, queue_head)).store(0, Ordering::Relaxed);
         epochs.word(offset_of!(Control, bounce_head)).store(0, Ordering::Relaxed);
+        epochs.word(offset_of!(Control, grid_z)).store(job.grid[2], Ordering::Relaxed);
         epochs.word(offset_of!(Control, kernel)).store(job.kernel.id, Ordering::Release);
         let mut push = bytemuck::bytes_of(&block).to_vec();
         push.extend_from_slice(&job.arguments);
@@ -572,7 +574,9 @@ impl Executor {
             access: if entry.flags & fault_flags::WRITE != 0 { Access::Write } else { Access::Read },
             bytes: entry.bytes,
             reason,
-            nearest: self.heap.nearest(address).map(|(allocation, _)| (allocation.start, allocation.len as u64)),
+            nearest: self.space.mapping_at(address).map(|part| (part.start, part.bytes)).or_else(|| {
+                self.heap.nearest(address).map(|(allocation, _)| (allocation.start, allocation.len as u64))
+            }),
         }
     }
 }

@@ -187,7 +187,7 @@ impl<'a> Launch<'a> {
             if self.kernel.inner.space.home().views.page_of(address).is_none() {
                 return Err(LaunchError::NotInHeap { kernel: name(), index, address });
             }
-            if heap.allocation_at(address).is_none() {
+            if heap.allocation_at(address).is_none() && self.kernel.inner.space.mapping_at(address).is_none() {
                 return Err(LaunchError::NotAllocated { kernel: name(), index, address });
             }
         }

@@ -32,8 +32,8 @@ impl Executor {
         let epochs = mirror.epochs();
         epochs.word(offset_of!(Control, queue_tail)).store(0, Ordering::Relaxed);
         epochs.word(offset_of!(Control, give_up)).store(0, Ordering::Release);
-        // SAFETY: two words for each of MAX_SLICE slots; no dispatch is in flight.
-        unsafe { self.units.host().write_bytes(0, list.len() as usize * 8) };
+        // SAFETY: four words for each of MAX_SLICE slots; no dispatch is in flight.
+        unsafe { self.units.host().write_bytes(0, list.len() as usize * 16) };
         let mut bits = variant::LIVE | self.common_bits(job);
         if unit == LiveUnit::Workgroup {
             bits |= variant::LOCKSTEP;

@@ -1,4 +1,4 @@
-//! Kernels: SPIR-V modules that were compiled with `vksvm.glsl`, checked and described; or Rust functions, for the
+//! Kernels: SPIR-V modules that were compiled with `vksvm.glsl`, or plain ones that are rewritten; or Rust functions, for the
 //! reference device.
 
 mod arrays;
@@ -8,6 +8,7 @@ mod launch;
 mod live;
 mod read;
 mod reflect;
+pub mod rewrite;
 
 pub use error::{FaultReason, KernelFault, LaunchError};
 pub use execute::LaunchReport;
@@ -16,6 +17,7 @@ pub use reflect::KernelError;
 
 use crate::device::layout::LAUNCH_BYTES;
 use crate::device::soft::SoftFunction;
+use rewrite::{RewriteError, RewriteStats};
 use std::ffi::CString;
 use std::fmt;
 use std::sync::Arc;
@@ -57,18 +59,28 @@ pub struct KernelModule {
     pub local_size: [u32; 3],
     /// Bytes of arguments after the launch block.
     pub argument_bytes: usize,
+    /// What rewriting did, if the module came without the include.
+    pub rewritten: Option<RewriteStats>,
 }
 
 impl KernelModule {
-    /// Reads and checks a module.
+    /// Reads and checks a module; one that was compiled without the include is rewritten.
     pub fn new(name: &str, spirv: &[u8]) -> Result<Self, KernelError> {
-        let reflected = reflect::reflect(name, spirv)?;
-        Ok(Self::with_code(
-            name,
-            Code::Spirv { words: reflected.words, entry_point: reflected.entry_point },
-            reflected.local_size,
-            reflected.push_bytes - LAUNCH_BYTES,
-        ))
+        let mut rewritten = None;
+        let reflected = match reflect::reflect(name, spirv) {
+            Err(without @ KernelError::WithoutInclude { .. }) => match rewrite::rewrite(spirv) {
+                Ok(plain) => {
+                    rewritten = Some(plain.stats);
+                    reflect::reflect(name, bytemuck::cast_slice(&plain.words))
+                }
+                Err(RewriteError::NoPointers(_)) => Err(without),
+                Err(source) => Err(KernelError::Rewrite { kernel: name.into(), source }),
+            },
+            reflected => reflected,
+        }?;
+        let code = Code::Spirv { words: reflected.words, entry_point: reflected.entry_point };
+        let module = Self::with_code(name, code, reflected.local_size, reflected.push_bytes - LAUNCH_BYTES);
+        Ok(Self { rewritten, ..module })
     }
 
     /// A kernel that is a Rust function.
@@ -78,7 +90,14 @@ impl KernelModule {
 
     fn with_code(name: &str, code: Code, local_size: [u32; 3], argument_bytes: usize) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), name: name.to_owned(), code, local_size, argument_bytes }
+        Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            name: name.to_owned(),
+            code,
+            local_size,
+            argument_bytes,
+            rewritten: None,
+        }
     }
 
     /// Invocations of a workgroup.

@@ -27,15 +27,33 @@ pub enum KernelError {
         /// How many were found.
         found: usize,
     },
-    /// Compiled without the include.
+    /// Compiled without the include, and without pointers that could be translated for it.
     #[error(
-        "kernel `{kernel}` does not use vksvm.glsl ({missing}): `#include \"vksvm.glsl\"`, start main() with `if (!vksvm_begin()) return;` and translate every pointer"
+        "kernel `{kernel}` follows no pointers and does not use vksvm.glsl ({missing}): take pointers as push constants, or `#include \"vksvm.glsl\"`, start main() with `if (!vksvm_begin()) return;` and translate every pointer"
     )]
     WithoutInclude {
         /// The kernel's name.
         kernel: String,
         /// What is not there.
         missing: &'static str,
+    },
+    /// A plain shader that cannot be rewritten.
+    #[error("kernel `{kernel}` cannot be rewritten to follow the CPU's pointers: {source}")]
+    Rewrite {
+        /// The kernel's name.
+        kernel: String,
+        /// What stands in the way.
+        source: super::rewrite::RewriteError,
+    },
+    /// It wants buffers or images that a launch does not bind.
+    #[error(
+        "kernel `{kernel}` has a variable in storage class {class}, and launches bind no descriptors: take a pointer as a push constant instead"
+    )]
+    Descriptors {
+        /// The kernel's name.
+        kernel: String,
+        /// The variable's storage class.
+        class: String,
     },
     /// The workgroup is larger than the device allows.
     #[error(
@@ -106,6 +124,9 @@ pub(super) fn reflect(kernel: &str, spirv: &[u8]) -> Result<Reflected, KernelErr
     if !has_variant {
         return Err(without("no variant constant"));
     }
+    if let Some(class) = descriptor(&module) {
+        return Err(KernelError::Descriptors { kernel: kernel.into(), class: format!("{class:?}") });
+    }
     let push_bytes = push_constant_bytes(&module).ok_or_else(|| without("no push constants"))?;
     if push_bytes < LAUNCH_BYTES {
         return Err(without("the launch block is missing from the push constants"));
@@ -116,6 +137,17 @@ pub(super) fn reflect(kernel: &str, spirv: &[u8]) -> Result<Reflected, KernelErr
         return Err(malformed(format!("its workgroup size is {local_size:?}")));
     }
     Ok(Reflected { words, local_size, push_bytes, entry_point })
+}
+
+/// The storage class of a variable that needs a descriptor.
+fn descriptor(module: &Module) -> Option<StorageClass> {
+    let mut variables = module.types_global_values.iter().filter(|global| global.class.opcode == Op::Variable);
+    variables.find_map(|variable| match variable.operands.first() {
+        Some(Operand::StorageClass(
+            class @ (StorageClass::Uniform | StorageClass::UniformConstant | StorageClass::StorageBuffer),
+        )) => Some(*class),
+        _ => None,
+    })
 }
 
 fn local_size(module: &Module, function: Word) -> Option<[u32; 3]> {

@@ -1,7 +1,11 @@
-//! The CPU side: address space, page records, VMAs, heap.
+//! The CPU side: address space, page records, VMAs and what can be done with them, heap.
 
+pub mod copy;
 pub mod heap;
+pub mod ops;
 pub mod pages;
 pub mod space;
+pub(crate) mod state;
 pub mod views;
 pub mod vma;
+pub mod walk;

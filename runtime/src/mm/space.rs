@@ -17,6 +17,7 @@
 
 use super::heap::{HeapError, PageSource};
 use super::pages::{DeviceNumber, PageInfo, PageRecords, PageState};
+use super::state::{self, Touch};
 use super::views::OwnedViews;
 use super::vma::{Permission, VmaAttributes, VmaMap};
 use crate::addr::{Access, PAGE_SIZE, PageIndex, PageRange, VirtAddr};
@@ -24,8 +25,9 @@ use crate::hmm::{Blocking, Event, Notifiers};
 use crate::observe::Counters;
 use crate::policy::Readahead;
 use crate::rank::{Rank, RankedRwLock};
-use crate::track::{CpuFault, FaultHandler, FaultOutcome, Protection, Tracker};
+use crate::track::{CpuFault, FaultHandler, FaultOutcome, Protection, TrackError, Tracker};
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -56,6 +58,8 @@ pub struct AddressSpace {
     cpu_faults: RwLock<()>,
     /// Opened to a driver's thread without regard to their state.
     trespassed: Mutex<Vec<PageRange>>,
+    /// Pages on which an access was refused. A leaf.
+    refused: Mutex<BTreeSet<PageIndex>>,
 }
 
 /// Hands CPU faults to the address space, without keeping it alive.
@@ -69,13 +73,9 @@ impl FaultHandler for CpuFaults {
 
 impl AddressSpace {
     /// An address space over `views`, whose app view `tracker` watches. Starts the tracker.
-    pub fn new(
-        views: OwnedViews,
-        tracker: Arc<dyn Tracker>,
-        counters: Arc<Counters>,
-    ) -> Result<Arc<Self>, crate::track::TrackError> {
+    pub fn new(views: OwnedViews, tracker: Arc<dyn Tracker>, counters: Arc<Counters>) -> Result<Arc<Self>, TrackError> {
         let pages = views.pages();
-        let records = PageRecords::new(pages).map_err(|source| crate::track::TrackError {
+        let records = PageRecords::new(pages).map_err(|source| TrackError {
             operation: "reserving page records",
             pages: PageRange::of_len(PageIndex(0), pages),
             source,
@@ -92,6 +92,7 @@ impl AddressSpace {
             devices: AtomicU32::new(0),
             cpu_faults: RwLock::new(()),
             trespassed: Mutex::new(Vec::new()),
+            refused: Mutex::default(),
         });
         tracker.start(Arc::new(CpuFaults(Arc::downgrade(&space))))?;
         Ok(space)
@@ -146,7 +147,7 @@ impl AddressSpace {
 
     /// Takes every mapped page out of the app view, so that each is seen again when it is next touched. For
     /// finding kernels that do not translate.
-    pub(crate) fn unmap_app_view(&self) -> Result<(), crate::track::TrackError> {
+    pub(crate) fn unmap_app_view(&self) -> Result<(), TrackError> {
         let vmas = self.vmas.read();
         for vma in vmas.iter() {
             let _pages = self.home.pages.lock(vma.range);
@@ -170,20 +171,22 @@ impl AddressSpace {
         }
         let _touching = self.cpu_faults.read();
         let vmas = self.vmas.read();
-        let vma = vmas.find(fault.page);
-        let permission = vma.map(|vma| vma.permission());
-        if fault.access == Access::Write && permission == Some(Permission::ReadOnly) {
-            return FaultOutcome::Refused;
+        let Some(vma) = vmas.find(fault.page) else { return self.refuse(fault.page) };
+        if fault.access == Access::Write && vma.permission() == Permission::ReadOnly {
+            return self.refuse(fault.page);
         }
         let unit = self.tracker.unit(fault.page);
-        let end = vma.map_or(unit.end, |vma| vma.range.end);
-        let ahead = self.readahead.window(fault.page, end.0.saturating_sub(fault.page.0));
+        // In a unit of several pages a permitted store opens them all, or it would fault for ever; loads open none too far.
+        let read_only = fault.access == Access::Read
+            && vmas.find_overlapping(unit).any(|vma| vma.permission() == Permission::ReadOnly);
+        let allowed = if read_only { Protection::ReadOnly } else { Protection::ReadWrite };
+        let ahead = self.readahead.window(fault.page, vma.range.end.0.saturating_sub(fault.page.0));
         let span = PageRange::new(unit.start, unit.end.max(PageIndex(fault.page.0.saturating_add(ahead))));
         let _pages = self.home.pages.lock(span);
         let span = self.alike(unit, span);
-        let resolved = match self.resolve(span, fault.access, permission) {
+        let resolved = match self.resolve(span, fault.access, allowed) {
             // What lies ahead may not be watched at all.
-            Err(_) if span != unit => self.resolve(unit, fault.access, permission),
+            Err(_) if span != unit => self.resolve(unit, fault.access, allowed),
             resolved => resolved,
         };
         match resolved {
@@ -232,25 +235,58 @@ impl AddressSpace {
         PageRange::new(unit.start, end)
     }
 
-    /// Makes `unit`, whose page locks are held, accessible to the CPU. See the table at the top.
+    /// Makes home the truth of `page` for `access`, and gives it memory, as a CPU touch would but without one. The caller holds
+    /// the address space's lock and has checked the permission.
+    pub(super) fn bring_home(
+        &self,
+        page: PageIndex,
+        access: Access,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let page = PageRange::single(page);
+        let _page = self.home.pages.lock(page);
+        self.home.views.allocate(page)?;
+        // SAFETY: the alias is always readable, and the page has memory. Reading makes the kernel count it as data, which memory
+        // that was allocated ahead does not.
+        unsafe { self.home.views.alias_ptr(page.start).read_volatile() };
+        let state = self.home.pages.state(page.start);
+        let (event, becomes) = match (access, state) {
+            (_, PageState::Cpu) | (Access::Read, PageState::Shared) => return Ok(()),
+            (Access::Read, PageState::Device(_)) => (Event::ProtectionPage, PageState::Shared),
+            (Access::Write, _) => (Event::Migrate, PageState::Cpu),
+        };
+        let bracket = self.notifiers.invalidate(page, event, None, Blocking::Yes)?;
+        self.home.pages.set_state(page.start, becomes);
+        drop(bracket);
+        Ok(())
+    }
+
+    /// An access that no VMA allows: the thread gets its SIGSEGV.
+    fn refuse(&self, page: PageIndex) -> FaultOutcome {
+        self.refused.lock().insert(page);
+        FaultOutcome::Refused
+    }
+
+    /// Lets accesses to `range` be reported again where one was refused: a tracker may keep a refused page shut. Called
+    /// when `range` allows more than it did.
+    pub(super) fn readmit(&self, range: PageRange) -> Result<(), TrackError> {
+        let mut refused = self.refused.lock();
+        while let Some(&page) = refused.range(range.start..range.end).next() {
+            self.tracker.unmap(PageRange::single(page))?;
+            refused.remove(&page);
+        }
+        Ok(())
+    }
+
+    /// Makes `unit`, whose page locks are held, accessible to the CPU, at most as `allowed`. See the table at the top.
     fn resolve(
         &self,
         unit: PageRange,
         access: Access,
-        permission: Option<Permission>,
+        allowed: Protection,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let pages = &self.home.pages;
-        let has = |wanted: fn(PageState) -> bool| unit.iter().any(|page| wanted(pages.state(page)));
-        let writable =
-            if permission == Some(Permission::ReadOnly) { Protection::ReadOnly } else { Protection::ReadWrite };
-        let on_device = has(|state| matches!(state, PageState::Device(_)));
-        let shared = has(|state| state == PageState::Shared);
-        let (event, becomes, protection) = match access {
-            _ if !on_device && !shared => (None, PageState::Cpu, writable),
-            Access::Write => (Some(Event::Migrate), PageState::Cpu, writable),
-            Access::Read if on_device => (Some(Event::ProtectionPage), PageState::Shared, Protection::ReadOnly),
-            Access::Read => (None, PageState::Shared, Protection::ReadOnly),
-        };
+        let states = unit.iter().map(|page| pages.state(page));
+        let Touch { event, becomes, protection } = state::touch(states, access, allowed);
         let bracket = event.map(|event| self.notifiers.invalidate(unit, event, None, Blocking::Yes)).transpose()?;
         for page in unit.iter() {
             if pages.state(page) != PageState::Cpu {
@@ -264,20 +300,28 @@ impl AddressSpace {
 
     /// Takes `range`, whose contents no longer matter, away from devices and gives its memory back.
     fn drop_contents(&self, range: PageRange, event: Event) {
-        let pages = &self.home.pages;
-        let _pages = pages.lock(range);
+        let _pages = self.home.pages.lock(range);
         let bracket =
             self.notifiers.is_subscribed().then(|| self.notifiers.invalidate(range, event, None, Blocking::Yes));
         if let Some(Err(error)) = &bracket {
             tracing::error!(?range, "a device keeps pages that are given back: {error}");
         }
-        for page in range.iter() {
-            pages.reset(page);
-        }
-        if let Err(error) = self.home.views.punch(range) {
-            tracing::warn!("memory is not given back: {error}");
-        }
+        self.erase(range);
         drop(bracket);
+    }
+
+    /// Forgets the history of `range`, whose page locks are held, and gives its memory back: it reads as zeros.
+    pub(super) fn erase(&self, range: PageRange) {
+        let Home { views, pages } = &*self.home;
+        range.iter().for_each(|page| pages.reset(page));
+        if let Err(error) = views.punch(range) {
+            tracing::warn!("memory is not given back: {error}");
+            // What is mapped there next must not see it all the same.
+            for run in views.has_data(range) {
+                // SAFETY: the alias is always writable; no device has the pages any more, and their locks are held.
+                unsafe { views.alias_ptr(run.start).write_bytes(0, run.bytes()) };
+            }
+        }
     }
 }
 
@@ -299,6 +343,10 @@ impl PageSource for AddressSpace {
             // Just inserted, so removing it cannot fail.
             let _ = vmas.remove(range);
             return Err(error.into());
+        }
+        if let Err(error) = self.readmit(range) {
+            let _ = vmas.remove(range);
+            return Err(HeapError::Tracking(error));
         }
         Ok(range.start)
     }

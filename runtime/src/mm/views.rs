@@ -37,6 +37,9 @@ pub const MAX_RESERVATION: u64 = (1 << 44) - RESERVATION_ALIGN;
 /// Pages by which the accessible part of the app view grows at least.
 const GROW_PAGES: u32 = (RESERVATION_ALIGN as usize / PAGE_SIZE) as u32;
 
+/// Pages that get memory with one call: 16 MiB.
+const ALLOCATE_PAGES: u32 = 4096;
+
 /// Reserving, growing or punching the heap's views failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ViewsError {
@@ -96,6 +99,18 @@ pub enum ViewsError {
          mappings: raise the sysctl vm.max_map_count"
     )]
     Grow {
+        /// First address.
+        start: VirtAddr,
+        /// One past the last address.
+        end: VirtAddr,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// There is no memory for the contents of pages.
+    #[error(
+        "no memory for {start}..{end}: {source}. Free host memory or raise the limit of the process's control group"
+    )]
+    Memory {
         /// First address.
         start: VirtAddr,
         /// One past the last address.
@@ -219,6 +234,40 @@ impl OwnedViews {
             end: self.addr_of(pages.end),
             source: errno.into(),
         })
+    }
+
+    /// Gives `pages` memory, so that writing them through the alias cannot fail. Contents stay; what had none reads as zeros.
+    ///
+    /// # Errors
+    /// If there is not enough memory; some pages may have got theirs.
+    ///
+    /// # Panics
+    /// If `pages` reaches past the heap's end.
+    pub fn allocate(&self, pages: PageRange) -> Result<(), ViewsError> {
+        assert!(pages.end.0 <= self.pages, "{pages:?} reach past the heap's {} pages", self.pages);
+        if pages.is_empty() {
+            return Ok(());
+        }
+        // An interrupted call is undone by the kernel, so a long one goes in pieces that get done between two signals.
+        let mut rest = pages;
+        while !rest.is_empty() {
+            let piece = PageRange::of_len(rest.start, rest.len().min(ALLOCATE_PAGES));
+            rustix::io::retry_on_intr(|| {
+                rustix::fs::fallocate(
+                    &self.memfd,
+                    FallocateFlags::empty(),
+                    file_offset(piece.start),
+                    piece.bytes() as u64,
+                )
+            })
+            .map_err(|errno| ViewsError::Memory {
+                start: self.addr_of(pages.start),
+                end: self.addr_of(pages.end),
+                source: errno.into(),
+            })?;
+            rest.start = piece.end;
+        }
+        Ok(())
     }
 
     /// The sub-ranges of `pages` that have memory, ascending, neighbours merged. A page without memory reads

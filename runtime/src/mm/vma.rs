@@ -70,8 +70,15 @@ pub enum VmaKind {
     /// The heap's allocator: an arena of small objects or one large allocation.
     #[default]
     Heap,
-    /// The program, by mapping pages itself.
-    Mapping,
+    /// The program, by mapping pages itself: the number tells one call to map from the others.
+    Mapping(u64),
+}
+
+impl VmaKind {
+    /// Whether the program made it.
+    pub fn is_mapping(self) -> bool {
+        matches!(self, Self::Mapping(_))
+    }
 }
 
 /// What a VMA's pages have in common. Splitting and moving keep it.
@@ -107,6 +114,11 @@ impl Vma {
     /// The hints given.
     pub fn advice(&self) -> Advice {
         self.attributes.advice
+    }
+
+    /// Who made it.
+    pub fn kind(&self) -> VmaKind {
+        self.attributes.kind
     }
 }
 
@@ -209,6 +221,12 @@ impl VmaMap {
         self.by_start.range(from..until).map(|(_, vma)| vma)
     }
 
+    /// Whether what is mapped as `vma` goes on behind it: the next VMA is a part of the same mapping, split off. An object
+    /// may straddle that border, but not one between two allocations.
+    pub fn continues(&self, vma: &Vma) -> bool {
+        vma.kind().is_mapping() && self.find(vma.range.end).is_some_and(|next| next.kind() == vma.kind())
+    }
+
     /// The part of `range` that belongs to no VMA and lies lowest; `None` if all of it is mapped.
     pub fn first_hole(&self, range: PageRange) -> Option<PageRange> {
         let mut at = range.start;
@@ -225,6 +243,18 @@ impl VmaMap {
     /// time. With an alignment the place may be higher than the lowest if very many free extents lie badly.
     pub fn find_gap(&self, pages: u32, align: u32) -> Option<PageIndex> {
         if pages == 0 { None } else { self.free.first_fit(pages, align) }
+    }
+
+    /// As [`VmaMap::find_gap`], saying what there is if nothing is found.
+    ///
+    /// # Errors
+    /// If `pages` is zero or there is no room.
+    pub fn place(&self, pages: u32, align: u32) -> Result<PageIndex, VmaError> {
+        if pages == 0 {
+            return Err(VmaError::Empty { at: PageIndex(0) });
+        }
+        let (free, longest) = (self.free.free_pages(), self.free.longest());
+        self.find_gap(pages, align).ok_or(VmaError::NoRoom { pages, align, free, longest })
     }
 
     /// Makes a VMA of `range`.
@@ -244,15 +274,7 @@ impl VmaMap {
     /// # Errors
     /// If `pages` is zero or there is no room.
     pub fn insert_lowest(&mut self, pages: u32, align: u32, attributes: VmaAttributes) -> Result<&Vma, VmaError> {
-        if pages == 0 {
-            return Err(VmaError::Empty { at: PageIndex(0) });
-        }
-        let start = self.find_gap(pages, align).ok_or_else(|| VmaError::NoRoom {
-            pages,
-            align,
-            free: self.free.free_pages(),
-            longest: self.free.longest(),
-        })?;
+        let start = self.place(pages, align)?;
         self.put(PageRange::of_len(start, pages), attributes);
         Ok(&self.by_start[&start])
     }

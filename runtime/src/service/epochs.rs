@@ -78,7 +78,11 @@ impl Epochs {
             return;
         }
         fence(Ordering::SeqCst);
-        let old = self.word(offset_of!(Control, epoch)).fetch_add(1, Ordering::SeqCst);
+        let epoch = self.word(offset_of!(Control, epoch));
+        let old = epoch.load(Ordering::Relaxed);
+        // 0 says that a unit is not counted yet. Skipping two keeps the parity, and so which count is drained, in step.
+        let next = if old == u32::MAX { 2 } else { old + 1 };
+        epoch.store(next, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         self.shootdowns.fetch_add(1, Ordering::Relaxed);
         let start = Instant::now();

@@ -9,6 +9,7 @@ use super::fault::Service;
 use crate::addr::{PageIndex, PageRange};
 use crate::device::layout::pte;
 use crate::mm::pages::PageState;
+use crate::mm::state::evicted;
 use crate::observe::Counters;
 
 /// What came of an eviction.
@@ -60,10 +61,8 @@ impl Service {
             return false;
         }
         mirror.take_away(&mut state, PageRange::single(page), true);
-        if pages.state(page) == PageState::Device(mirror.number()) {
-            // Home is the truth again; the CPU's next touch maps it.
-            pages.set_state(page, PageState::Cpu);
-        }
+        // Home is the truth; the CPU's next touch maps it.
+        pages.set_state(page, evicted(pages.state(page), PageState::Device(mirror.number())));
         true
     }
 

@@ -24,6 +24,7 @@ use crate::hmm::{
 };
 use crate::mm::pages::PageState;
 use crate::mm::space::AddressSpace;
+use crate::mm::state::{Fill, Lose, Quiet, commit, fill, quiet};
 use crate::mm::vma::{Permission, Vma};
 use crate::observe::Counters;
 use crate::policy::Prefetch;
@@ -95,14 +96,6 @@ enum Taken {
     Frame(FrameIndex),
     Nothing,
     Busy,
-}
-
-/// What the app view must lose before a device may use a page.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Lose {
-    Nothing,
-    Stores,
-    All,
 }
 
 /// Pages that begin to be watched together: 16 MiB.
@@ -256,12 +249,17 @@ impl Service {
             }
             let slow = (attempt == Attempt::Slow).then(|| space.vmas().write());
             let fast = slow.is_none().then(|| space.vmas().read());
-            let current = slow.as_deref().or(fast.as_deref()).and_then(|vmas| vmas.find(span.pages.start).cloned());
+            let vmas = slow.as_deref().or(fast.as_deref());
+            let current = vmas.and_then(|vmas| vmas.find(span.pages.start).cloned());
             // The VMA may have changed since the faults were sorted: then they are looked at afresh when they recur.
-            let Some(current) = current.filter(|now| now.id == vma.id && now.range.contains_range(span.pages)) else {
+            let same = |now: &Vma| {
+                now.id == vma.id && now.permission() == vma.permission() && now.range.contains_range(span.pages)
+            };
+            let Some(current) = current.filter(same) else {
                 self.clear_pending(span.pages);
                 return Ok(());
             };
+            let ends = !vmas.is_some_and(|vmas| vmas.continues(&current));
             let pages = home.pages.lock(span.pages);
             let seq = range.begin();
             drop(fast);
@@ -281,7 +279,7 @@ impl Service {
                 retry.collided();
                 continue;
             }
-            served.short += self.commit(&mut state, span.pages, &current);
+            served.short += self.commit(&mut state, span.pages, ends.then_some(current.range.end));
             drop(state);
             drop(bracket);
             drop(pages);
@@ -330,15 +328,8 @@ impl Service {
         runs.clear();
         for (index, page) in span.iter().enumerate() {
             let state = pages.state(page);
-            elsewhere |= matches!(state, PageState::Device(_)) && state != own;
-            let write = access[index] == Some(Access::Write);
-            elsewhere |= write && state == PageState::Shared;
-            let lose = match state {
-                PageState::Device(_) => Lose::Nothing,
-                _ if write => Lose::All,
-                PageState::Shared => Lose::Nothing,
-                PageState::Cpu => Lose::Stores,
-            };
+            let Quiet { lose, others } = quiet(state, own, access[index] == Some(Access::Write));
+            elsewhere |= others;
             match runs.last_mut() {
                 Some((last, run)) if *last == lose => run.end = page.plus(1),
                 _ => runs.push((lose, PageRange::single(page))),
@@ -376,37 +367,35 @@ impl Service {
             let access = self.access[self.actions.len()];
             let write = access == Some(Access::Write);
             let entry = state.table.load(page);
-            let mapped = entry & pte::VALID != 0;
             let owned = home.pages.state(page) == own;
-            let action = if mapped && (!write || entry & pte::WRITABLE != 0) {
-                Action::Nothing
-            } else if mapped && entry & pte::ZERO == 0 {
-                Action::Upgrade
-            } else if !write && !owned && !has_data {
-                Action::ZeroFrame
-            } else {
-                let mut taken = match state.frames.place(mirror.device.as_ref(), vma.range, page) {
-                    Ok(frame) => Ok(frame.map_or(Taken::Nothing, Taken::Frame)),
-                    Err(error) => Err(error),
-                };
-                if access.is_some() && matches!(taken, Ok(Taken::Nothing)) {
-                    // Evicting takes the update lock page by page.
-                    drop(state);
-                    taken = self.evict_for(vma.range, span, page);
-                    state = mirror.lock();
-                }
-                match taken {
-                    Ok(Taken::Nothing) => Action::Short,
-                    Ok(Taken::Busy) => Action::Busy,
-                    Ok(Taken::Frame(frame)) => {
-                        let address = state.frames.address(frame);
-                        let list = if has_data { &mut self.copies } else { &mut self.zeros };
-                        list.push(page, home.views.alias_ptr(page), address, 1);
-                        if has_data { Action::Copy(frame) } else { Action::Zero(frame) }
+            let action = match fill(entry, owned, write, has_data) {
+                Fill::Nothing => Action::Nothing,
+                Fill::Upgrade => Action::Upgrade,
+                Fill::ZeroFrame => Action::ZeroFrame,
+                Fill::Frame => {
+                    let mut taken = match state.frames.place(mirror.device.as_ref(), vma.range, page) {
+                        Ok(frame) => Ok(frame.map_or(Taken::Nothing, Taken::Frame)),
+                        Err(error) => Err(error),
+                    };
+                    if access.is_some() && matches!(taken, Ok(Taken::Nothing)) {
+                        // Evicting takes the update lock page by page.
+                        drop(state);
+                        taken = self.evict_for(vma.range, span, page);
+                        state = mirror.lock();
                     }
-                    Err(error) => {
-                        self.give_frames_back(&mut state);
-                        return Err(error.into());
+                    match taken {
+                        Ok(Taken::Nothing) => Action::Short,
+                        Ok(Taken::Busy) => Action::Busy,
+                        Ok(Taken::Frame(frame)) => {
+                            let address = state.frames.address(frame);
+                            let list = if has_data { &mut self.copies } else { &mut self.zeros };
+                            list.push(page, home.views.alias_ptr(page), address, 1);
+                            if has_data { Action::Copy(frame) } else { Action::Zero(frame) }
+                        }
+                        Err(error) => {
+                            self.give_frames_back(&mut state);
+                            return Err(error.into());
+                        }
                     }
                 }
             };
@@ -451,8 +440,8 @@ impl Service {
         Ok(())
     }
 
-    /// Step 5: writes entries and states. Returns how many pages found no frame.
-    fn commit(&mut self, state: &mut MirrorState, span: PageRange, vma: &Vma) -> usize {
+    /// Step 5: writes entries and states. No object may straddle `end`. Returns how many pages found no frame.
+    fn commit(&mut self, state: &mut MirrorState, span: PageRange, end: Option<PageIndex>) -> usize {
         let pages = &self.space.home().pages;
         let counters = &self.mirror.counters;
         let own = PageState::Device(self.mirror.number());
@@ -460,11 +449,12 @@ impl Service {
         for (index, page) in span.iter().enumerate() {
             let asked = self.access[index];
             let write = asked == Some(Access::Write);
+            let (becomes, writable) = commit(pages.state(page), own, write);
             let mut flags = pte::VALID;
-            if write || pages.state(page) == own {
+            if writable {
                 flags |= pte::WRITABLE;
             }
-            if page.plus(1) == vma.range.end {
+            if Some(page.plus(1)) == end {
                 flags |= pte::LAST;
             }
             match self.actions[index] {
@@ -483,6 +473,8 @@ impl Service {
                     debug_assert!(entry & pte::VALID != 0);
                 }
                 Action::Copy(frame) | Action::Zero(frame) => {
+                    // It may have been mapped to the zero frame, and read there. No dispatch is in flight.
+                    self.mirror.collect(page, state.table.load(page));
                     state.table.store(page, state.frames.address(frame), flags);
                 }
                 Action::ZeroFrame => {
@@ -491,11 +483,7 @@ impl Service {
                     zero += 1;
                 }
             }
-            if write {
-                pages.set_state(page, own);
-            } else if pages.state(page) != own {
-                pages.set_state(page, PageState::Shared);
-            }
+            pages.set_state(page, becomes);
             if asked.is_some() {
                 pages.count_fault(page);
                 faulted += 1;

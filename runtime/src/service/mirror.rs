@@ -11,12 +11,13 @@
 //!   also holds the page's lock; callbacks run for someone who holds it.
 
 use super::epochs::Epochs;
-use crate::addr::{Access, DeviceAddress, PAGE_SIZE, PageIndex, PageRange};
+use crate::addr::{Access, DeviceAddress, PAGE_SHIFT, PAGE_SIZE, PageIndex, PageRange};
 use crate::device::layout::{SINK_BYTES, pte};
 use crate::device::{Device, DeviceError, FramePool, PageCopy, PageTable, SharedMemory, SharedUse, frame_of};
-use crate::hmm::{Blocking, Event, InvalidateInfo, MirrorOps, OwnerId, WouldBlock};
+use crate::hmm::{Blocking, Event, InvalidateInfo, MirrorOps, OwnerId, PageEntry, PageWalk, Walked, WouldBlock};
 use crate::mm::pages::{DeviceNumber, PageState};
 use crate::mm::space::Home;
+use crate::mm::state::{LetGo, evicted, let_go};
 use crate::observe::Counters;
 use crate::rank::{Rank, RankedMutex, RankedMutexGuard};
 use std::sync::Arc;
@@ -260,7 +261,7 @@ impl DeviceMirror {
     }
 
     /// Carries accessed and dirty bits over to the page's record (I4).
-    fn collect(&self, page: PageIndex, entry: u64) {
+    pub(super) fn collect(&self, page: PageIndex, entry: u64) {
         self.home.pages.mark(page, entry & pte::ACCESSED != 0, entry & pte::DIRTY != 0);
     }
 
@@ -295,9 +296,8 @@ impl DeviceMirror {
             let _gate = self.gate.lock();
             let mut state = self.update.lock();
             self.take_away(&mut state, PageRange::single(page), true);
-            if self.home.pages.state(page) == PageState::Device(self.number) {
-                self.home.pages.set_state(page, PageState::Cpu);
-            }
+            let becomes = evicted(self.home.pages.state(page), PageState::Device(self.number));
+            self.home.pages.set_state(page, becomes);
         }
     }
 }
@@ -308,10 +308,10 @@ impl MirrorOps for DeviceMirror {
             Blocking::Yes => (self.gate.lock(), self.update.lock()),
             Blocking::No => (self.gate.try_lock().ok_or(WouldBlock)?, self.update.try_lock().ok_or(WouldBlock)?),
         };
-        match info.event {
-            Event::ProtectionVma | Event::ProtectionPage | Event::SoftDirty => self.downgrade(&mut state, info.pages),
-            Event::Migrate | Event::Exclusive => self.take_away(&mut state, info.pages, true),
-            Event::Unmap | Event::Clear | Event::Release => self.take_away(&mut state, info.pages, false),
+        match let_go(info.event) {
+            LetGo::Downgrade => self.downgrade(&mut state, info.pages),
+            LetGo::BringHome => self.take_away(&mut state, info.pages, true),
+            LetGo::Drop => self.take_away(&mut state, info.pages, false),
         }
         if info.event == Event::Unmap {
             state.frames.forget(info.pages);
@@ -330,6 +330,31 @@ impl MirrorOps for DeviceMirror {
 /// What an entry must have for an access.
 fn wanted_flags(access: Access) -> u64 {
     if access == Access::Write { pte::VALID | pte::WRITABLE } else { pte::VALID }
+}
+
+/// What this device has mapped: frames instead of home pages, so that a leaf's order says how far they are contiguous.
+impl PageWalk for DeviceMirror {
+    fn extent(&self) -> PageRange {
+        PageRange::of_len(PageIndex(0), self.update.lock().table.pages())
+    }
+
+    fn walk(&self, pages: PageRange, each: &mut dyn FnMut(Walked)) {
+        let state = self.update.lock();
+        for page in pages.iter() {
+            let entry = state.table.load(page);
+            let flag = |flag| entry & flag != 0;
+            let what = PageEntry {
+                valid: flag(pte::VALID),
+                write: flag(pte::WRITABLE),
+                accessed: flag(pte::ACCESSED),
+                dirty: flag(pte::DIRTY),
+                ..PageEntry::default()
+            };
+            // The zero frame stands for many pages and is no part of a leaf.
+            let group = if flag(pte::ZERO) { u64::from(page.0) + 1 } else { 0 };
+            each(Walked { entry: what, place: frame_of(entry).0 >> PAGE_SHIFT, group });
+        }
+    }
 }
 
 /// Copies with neighbours on both sides merged, and the pages they cover.

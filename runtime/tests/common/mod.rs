@@ -5,7 +5,7 @@ use vksvm::device::soft::SoftOptions;
 use vksvm::{Builder, Svm, TrackerKind};
 
 /// The trackers that work here.
-pub fn trackers() -> Vec<TrackerKind> {
+pub(crate) fn trackers() -> Vec<TrackerKind> {
     [TrackerKind::Userfaultfd, TrackerKind::Sigsegv]
         .into_iter()
         .filter(|&kind| {
@@ -19,19 +19,19 @@ pub fn trackers() -> Vec<TrackerKind> {
 }
 
 /// A runtime on a reference device with a small heap.
-pub fn soft(tracker: TrackerKind, options: impl FnOnce(Builder) -> Builder) -> Result<Svm, vksvm::OpenError> {
+pub(crate) fn soft(tracker: TrackerKind, options: impl FnOnce(Builder) -> Builder) -> Result<Svm, vksvm::OpenError> {
     options(Svm::builder().soft_device(SoftOptions::default()).tracker(tracker).heap_bytes(256 << 20)).build()
 }
 
 /// Runs `test` on a reference device under every tracker that works here.
-pub fn with_each_tracker(options: impl Fn(Builder) -> Builder, test: impl Fn(&Svm)) {
+pub(crate) fn with_each_tracker(options: impl Fn(Builder) -> Builder, test: impl Fn(&Svm)) {
     for tracker in trackers() {
         test(&soft(tracker, &options).unwrap());
     }
 }
 
 /// The seed of a random test: `VKSVM_SEED`, or one from the clock. Printed, so that a failure can be repeated.
-pub fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     let now = || std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64);
     let seed = std::env::var("VKSVM_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(now);
     println!("VKSVM_SEED={seed}");

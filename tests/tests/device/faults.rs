@@ -1,7 +1,7 @@
 //! Objects that straddle pages, and accesses that cannot be served.
 
-use vksvm::LaunchError;
 use vksvm::kernel::{FaultReason, KernelFault};
+use vksvm::{FaultMode, LaunchError};
 use vksvm_tests::{open, spirv, with};
 
 fn fault(error: LaunchError) -> KernelFault {
@@ -120,7 +120,8 @@ fn an_object_past_its_mappings_end_is_refused() {
 
 #[test]
 fn a_late_fault_is_an_error_and_not_a_repeated_store() {
-    let svm = open();
+    // In live mode the kernel would wait for the page and go on.
+    let svm = with(|builder| builder.fault_mode(FaultMode::Replay));
     let heap = svm.heap();
     let mut cell = heap.vec_from_slice(&[0u64; 1]).unwrap();
     let target = heap.vec_from_slice(&vec![11u32; 100_000]).unwrap();

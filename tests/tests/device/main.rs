@@ -4,6 +4,8 @@ mod arrays;
 mod coherence;
 mod errors;
 mod faults;
+mod mappings;
 mod plain;
 mod pressure;
+mod rewrite;
 mod trap;

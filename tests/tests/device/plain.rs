@@ -162,6 +162,7 @@ fn a_store_after_the_zero_frame_was_mapped_is_seen_by_the_device() {
 #[test]
 fn a_queue_of_one_entry_loses_no_work() {
     let svm = with(|builder| builder.queue_capacity(1));
+    let replay = svm.info().fault_mode.starts_with("replay");
     let n = 40_000u32;
     let x = svm.heap().vec_from_slice(&vec![2.0f32; n as usize]).unwrap();
     let mut y = svm.heap().vec_from_slice(&vec![1.0f32; n as usize]).unwrap();
@@ -170,7 +171,7 @@ fn a_queue_of_one_entry_loses_no_work() {
     let report =
         saxpy.launch([n.div_ceil(64), 1, 1]).read(&x[..]).write(&mut y[..]).value(2.0f32).value(n).run().unwrap();
     assert!(y.iter().all(|&value| value == 5.0));
-    assert!(report.lost_faults > 0, "the queue was never full: {report}");
+    assert!(!replay || report.lost_faults > 0, "the queue was never full: {report}");
 }
 
 #[test]
@@ -212,6 +213,10 @@ fn handles_may_be_dropped_in_any_order() {
             }
             _ => drop((saxpy, x, heap, y)),
         }
+    }
+    // Other tests' runtimes are in the way, unless each test has a process of its own.
+    if std::env::var_os("NEXTEST").is_none() {
+        return;
     }
     let leftover: HashSet<String> = std::fs::read_dir("/proc/self/task")
         .unwrap()

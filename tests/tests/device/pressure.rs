@@ -1,6 +1,6 @@
 //! Short memory: everything finishes with as many frames as one workgroup needs, and says so with fewer.
 
-use vksvm::LaunchError;
+use vksvm::{FaultMode, LaunchError};
 use vksvm_tests::{spirv, with};
 
 #[test]
@@ -21,7 +21,8 @@ fn two_frames_are_enough_for_workgroups_that_touch_two_pages() {
 
 #[test]
 fn one_frame_too_few_is_said() {
-    let svm = with(|builder| builder.frames(4));
+    // In live mode a workgroup needs only the pages of one access at a time.
+    let svm = with(|builder| builder.frames(4).fault_mode(FaultMode::Replay));
     let data = svm.heap().vec_from_slice(&vec![1u32; 64 * 1024]).unwrap();
     let mut out = svm.heap().vec_from_slice(&[0u32; 16]).unwrap();
     // SAFETY: the kernel reads the data and writes `out`.

@@ -24,11 +24,11 @@ use lock::Lock;
 use source::Source;
 
 /// Folders with kernels.
-const FOLDERS: [&str; 4] = ["shaders", "samples/shaders", "tests/shaders", "bench/shaders"];
+const FOLDERS: [&str; 5] = ["shaders", "samples/shaders", "tests/shaders", "tests/shaders/plain", "bench/shaders"];
 const VERSION: &str = "shaders/GLSLC_VERSION";
 const LOCK: &str = "shaders/spv.lock";
 
-/// Compiles every kernel (*.comp) of shaders/, samples/shaders/, tests/shaders/ and bench/shaders/ to the
+/// Compiles every kernel (*.comp) of shaders/, samples/shaders/, tests/shaders/ (and plain/ in it) and bench/shaders/ to the
 /// SPIR-V committed in `spv/` beside it.
 ///
 /// Uses the private driver's glslc where that can be set up, else the system's. A kernel that needs further

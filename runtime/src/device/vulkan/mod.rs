@@ -74,6 +74,9 @@ impl VulkanDevice {
     pub fn open(options: &VulkanOptions) -> Result<Self, DeviceError> {
         let before = task_ids();
         let _fewer = options.leave_processor.then(FewerProcessors::enter);
+        if options.leave_processor {
+            fewer_driver_threads();
+        }
         let context = Arc::new(Context::open(options.device.as_deref(), options.validation)?);
         let physical = &context.physical;
         if physical.is_cpu() {
@@ -238,6 +241,19 @@ impl Drop for FewerProcessors {
             let _ = rustix::thread::sched_setaffinity(None, all);
         }
     }
+}
+
+/// Tells llvmpipe, which reads it when the device is made, to start one thread fewer than there are processors: with two waiting
+/// threads on one processor, a shootdown would take scheduler ticks. What the user has set stands.
+fn fewer_driver_threads() {
+    const THREADS: &str = "LP_NUM_THREADS";
+    if std::env::var_os(THREADS).is_some() {
+        return;
+    }
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    // SAFETY: Rust's own accesses to the environment are serialised. C code of other threads that reads the environment at this very
+    // moment could see it change; live mode's documentation asks to open the runtime before such threads are started.
+    unsafe { std::env::set_var(THREADS, processors.saturating_sub(1).max(1).to_string()) };
 }
 
 /// Records and submits a dispatch; returns its timeline value. The caller keeps the pipeline until it is done.

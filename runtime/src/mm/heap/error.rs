@@ -77,4 +77,7 @@ pub enum HeapError {
     /// The memory behind the heap could not be had or given back.
     #[error(transparent)]
     Backing(#[from] ViewsError),
+    /// Accesses to the memory could not be tracked as they must be.
+    #[error(transparent)]
+    Tracking(#[from] crate::track::TrackError),
 }

@@ -1,0 +1,343 @@
+//! Poisoned loops end.
+//!
+//! A poisoned invocation computes with zeros, so a loop that waits for memory or follows pointers might never
+//! end. Such a loop gets a way out: where a branch on every way round leaves the loop, its condition also asks
+//! whether the invocation is poisoned; else the branch back to the loop's header does, and values that the code
+//! after the loop uses are zero on that way. A loop around a barrier asks whether the workgroup was poisoned as of
+//! the last barrier, so that its invocations stay together.
+//!
+//! Loops that count up to a bound that no memory decides are left as they are: they end, and meanwhile report what
+//! other pages they will need.
+
+use super::code::Code;
+use super::error::RewriteError;
+use super::graph::{Graph, Loop};
+use super::link::Linked;
+use super::stats::RewriteStats;
+use rspirv::dr::{Function, Instruction, Operand};
+use rspirv::spirv::{Op, StorageClass, Word};
+use std::collections::{HashMap, HashSet};
+
+/// How far a loop's bound is followed back.
+const MAX_STEPS: u32 = 32;
+
+/// What the loops of a function may rely on.
+pub(super) struct Surroundings<'a> {
+    pub(super) linked: &'a Linked,
+    /// Functions that have barriers, or call some that do.
+    pub(super) with_barriers: &'a HashSet<Word>,
+    /// Global variables that no memory decides: built-in inputs, push constants, the launch's place.
+    pub(super) fixed: &'a HashSet<Word>,
+}
+
+/// Gives a function's loops a way out.
+pub(super) fn guard(
+    code: &mut Code,
+    function: &mut Function,
+    around: &Surroundings<'_>,
+    stats: &mut RewriteStats,
+) -> Result<(), RewriteError> {
+    let has_loops = function.all_inst_iter().any(|instruction| instruction.class.opcode == Op::LoopMerge);
+    if !has_loops {
+        return Ok(());
+    }
+    let graph = Graph::of(function);
+    for each in graph.loops(function) {
+        if is_counted(code, function, &graph, each, around) {
+            stats.counted_loops += 1;
+            continue;
+        }
+        stats.guarded_loops += 1;
+        let barrier = (0..function.blocks.len()).filter(|&block| graph.contains(each, block)).any(|block| {
+            function.blocks[block].instructions.iter().any(|instruction| match instruction.class.opcode {
+                Op::ControlBarrier => true,
+                Op::FunctionCall => {
+                    let callee = instruction.operands.first().and_then(Operand::id_ref_any);
+                    callee.is_some_and(|callee| around.with_barriers.contains(&callee))
+                }
+                _ => false,
+            })
+        });
+        let asks = around.linked.function(if barrier { "link_group_poisoned" } else { "link_poisoned" })?;
+        match exit_on_every_way(function, &graph, each) {
+            Some(block) => guard_exit(code, function, &graph, each, block, asks),
+            None => guard_back_edge(code, function, &graph, each, asks)?,
+        }
+    }
+    Ok(())
+}
+
+/// A block that every way round passes and whose branch can leave the loop.
+fn exit_on_every_way(function: &Function, graph: &Graph, of: Loop) -> Option<usize> {
+    graph.predecessors[of.merge].iter().copied().find(|&block| {
+        let terminator = function.blocks[block].instructions.last();
+        terminator.is_some_and(|terminator| {
+            terminator.class.opcode == Op::BranchConditional && leaves_on(terminator, graph, of).is_some()
+        }) && graph.contains(of, block)
+            && graph.dominates(block, of.back)
+    })
+}
+
+/// The value of the condition with which a conditional branch leaves the loop.
+fn leaves_on(branch: &Instruction, graph: &Graph, of: Loop) -> Option<bool> {
+    let target = |index: usize| {
+        branch.operands.get(index).and_then(Operand::id_ref_any).and_then(|label| graph.index.get(&label)).copied()
+    };
+    match (target(1)? == of.merge, target(2)? == of.merge) {
+        (true, false) => Some(true),
+        (false, true) => Some(false),
+        _ => None,
+    }
+}
+
+/// Where instructions can be put at a block's end: before its merge instruction and its terminator.
+fn tail(instructions: &[Instruction]) -> usize {
+    let end = instructions.len().saturating_sub(1);
+    let merge =
+        end.checked_sub(1).filter(|&at| matches!(instructions[at].class.opcode, Op::LoopMerge | Op::SelectionMerge));
+    merge.unwrap_or(end)
+}
+
+fn ask(code: &mut Code, asks: Word) -> (Word, Instruction) {
+    let bool = code.bool();
+    let poisoned = code.fresh_value(bool);
+    (poisoned, Instruction::new(Op::FunctionCall, Some(bool), Some(poisoned), vec![Operand::IdRef(asks)]))
+}
+
+fn guard_exit(code: &mut Code, function: &mut Function, graph: &Graph, of: Loop, block: usize, asks: Word) {
+    let instructions = &mut function.blocks[block].instructions;
+    let Some(branch) = instructions.last() else { return };
+    let (Some(leaves), Some(condition)) =
+        (leaves_on(branch, graph, of), branch.operands.first().and_then(Operand::id_ref_any))
+    else {
+        return;
+    };
+    let bool = code.bool();
+    let (poisoned, call) = ask(code, asks);
+    let mut added = vec![call];
+    let (opcode, other) = if leaves {
+        (Op::LogicalOr, poisoned)
+    } else {
+        let sound = code.fresh_value(bool);
+        added.push(Instruction::new(Op::LogicalNot, Some(bool), Some(sound), vec![Operand::IdRef(poisoned)]));
+        (Op::LogicalAnd, sound)
+    };
+    let both = code.fresh_value(bool);
+    added.push(Instruction::new(
+        opcode,
+        Some(bool),
+        Some(both),
+        vec![Operand::IdRef(condition), Operand::IdRef(other)],
+    ));
+    if let Some(branch) = instructions.last_mut() {
+        branch.operands[0] = Operand::IdRef(both);
+    }
+    let at = tail(instructions);
+    instructions.splice(at..at, added);
+}
+
+fn guard_back_edge(
+    code: &mut Code,
+    function: &mut Function,
+    graph: &Graph,
+    of: Loop,
+    asks: Word,
+) -> Result<(), RewriteError> {
+    let label = |function: &Function, block: usize| function.blocks[block].label_id().unwrap_or_default();
+    let (header, merge, back) = (label(function, of.header), label(function, of.merge), label(function, of.back));
+    let Some(branch) = function.blocks[of.back].instructions.last() else { return Ok(()) };
+    if branch.class.opcode != Op::Branch {
+        return Err(code.unsupported(branch, "its loop has no exit that a poisoned invocation could take"));
+    }
+    close_values(code, function, graph, of)?;
+    let return_type = function.def.as_ref().and_then(|def| def.result_type);
+    let blocks = &mut function.blocks;
+    // The new way out brings zeros along.
+    for phi in &mut blocks[of.merge].instructions {
+        if phi.class.opcode == Op::Phi && !phi.operands.contains(&Operand::IdRef(back)) {
+            let ty = phi.result_type.unwrap_or_default();
+            let null = null_of(code, ty).ok_or_else(|| code.unsupported(phi, NO_NULL))?;
+            phi.operands.extend([Operand::IdRef(null), Operand::IdRef(back)]);
+        }
+    }
+    // A merge block that nothing led to may claim to be unreachable.
+    if let (Some(end), Some(ty)) = (blocks[of.merge].instructions.last_mut(), return_type)
+        && end.class.opcode == Op::Unreachable
+    {
+        *end = if code.global(ty).is_some_and(|ty| ty.class.opcode == Op::TypeVoid) {
+            Instruction::new(Op::Return, None, None, vec![])
+        } else {
+            let null = null_of(code, ty).ok_or_else(|| code.unsupported(end, NO_NULL))?;
+            Instruction::new(Op::ReturnValue, None, None, vec![Operand::IdRef(null)])
+        };
+    }
+    let (poisoned, call) = ask(code, asks);
+    let instructions = &mut blocks[of.back].instructions;
+    instructions.pop();
+    let at = tail_of_open(instructions);
+    instructions.insert(at, call);
+    let operands = [poisoned, merge, header].map(Operand::IdRef).to_vec();
+    instructions.push(Instruction::new(Op::BranchConditional, None, None, operands));
+    Ok(())
+}
+
+const NO_NULL: &str =
+    "a loop without an exit on every way round leaves with it, and a poisoned invocation has no value for it";
+
+/// As `tail`, for a block whose terminator was taken off.
+fn tail_of_open(instructions: &[Instruction]) -> usize {
+    let merge = instructions.last().is_some_and(|last| matches!(last.class.opcode, Op::LoopMerge | Op::SelectionMerge));
+    instructions.len() - usize::from(merge)
+}
+
+fn null_of(code: &mut Code, ty: Word) -> Option<Word> {
+    let declared = code.global(ty)?;
+    let has_null = match declared.class.opcode {
+        Op::TypePointer => {
+            declared.operands.first() == Some(&Operand::StorageClass(StorageClass::PhysicalStorageBuffer))
+        }
+        Op::TypeBool
+        | Op::TypeInt
+        | Op::TypeFloat
+        | Op::TypeVector
+        | Op::TypeMatrix
+        | Op::TypeArray
+        | Op::TypeStruct => true,
+        _ => false,
+    };
+    has_null.then(|| code.null(ty))
+}
+
+/// Values of the loop that the code after it uses, and that need not have been computed at the branch back, are
+/// passed out through phis in the merge block.
+fn close_values(code: &mut Code, function: &mut Function, graph: &Graph, of: Loop) -> Result<(), RewriteError> {
+    let inside: Vec<bool> = (0..function.blocks.len()).map(|block| graph.contains(of, block)).collect();
+    let mut may_miss = HashSet::new();
+    for (block, _) in inside.iter().enumerate().filter(|&(_, &inside)| inside) {
+        if !graph.dominates(block, of.back) {
+            may_miss.extend(function.blocks[block].instructions.iter().filter_map(|instruction| instruction.result_id));
+        }
+    }
+    let mut exits: Vec<usize> = graph.predecessors[of.merge].clone();
+    exits.sort_unstable();
+    exits.dedup();
+    let label = |block: usize| function.blocks[block].label_id().unwrap_or_default();
+    let exits: Vec<Word> = exits.into_iter().map(label).collect();
+    let labels: HashSet<Word> = (0..inside.len()).filter(|&block| inside[block]).map(label).collect();
+    let mut replaced: HashMap<Word, Word> = HashMap::new();
+    let mut phis = Vec::new();
+    for (block, _) in inside.iter().enumerate().filter(|&(_, &inside)| !inside) {
+        for instruction in &mut function.blocks[block].instructions {
+            let phi = instruction.class.opcode == Op::Phi;
+            for at in 0..instruction.operands.len() {
+                let Some(id) = instruction.operands[at].id_ref_any() else { continue };
+                // A phi uses a value at the end of the block that it comes from.
+                let comes_from = instruction.operands.get(at + 1).and_then(Operand::id_ref_any);
+                if !may_miss.contains(&id) || (phi && comes_from.is_some_and(|from| labels.contains(&from))) {
+                    continue;
+                }
+                let new = match replaced.get(&id) {
+                    Some(&new) => new,
+                    None => {
+                        let ty = code.type_of(id).unwrap_or_default();
+                        if null_of(code, ty).is_none() {
+                            return Err(code.unsupported(instruction, NO_NULL));
+                        }
+                        let new = code.fresh_value(ty);
+                        let operands = exits.iter().flat_map(|&exit| [Operand::IdRef(id), Operand::IdRef(exit)]);
+                        phis.push(Instruction::new(Op::Phi, Some(ty), Some(new), operands.collect()));
+                        replaced.insert(id, new);
+                        new
+                    }
+                };
+                if let Some(id) = instruction.operands[at].id_ref_any_mut() {
+                    *id = new;
+                }
+            }
+        }
+    }
+    function.blocks[of.merge].instructions.splice(0..0, phis);
+    Ok(())
+}
+
+/// Whether the loop's exit compares a counter with a bound, and no memory decides bound and step.
+fn is_counted(code: &Code, function: &Function, graph: &Graph, of: Loop, around: &Surroundings<'_>) -> bool {
+    let Some(block) = exit_on_every_way(function, graph, of) else { return false };
+    let branch = function.blocks[block].instructions.last();
+    let Some(condition) = branch.and_then(|branch| branch.operands.first()).and_then(Operand::id_ref_any) else {
+        return false;
+    };
+    let definitions: HashMap<Word, &Instruction> = function
+        .blocks
+        .iter()
+        .flat_map(|block| &block.instructions)
+        .filter_map(|instruction| Some((instruction.result_id?, instruction)))
+        .collect();
+    let Some(comparison) = definitions.get(&condition) else { return false };
+    let ordered = matches!(
+        comparison.class.opcode,
+        Op::ULessThan
+            | Op::SLessThan
+            | Op::ULessThanEqual
+            | Op::SLessThanEqual
+            | Op::UGreaterThan
+            | Op::SGreaterThan
+            | Op::UGreaterThanEqual
+            | Op::SGreaterThanEqual
+    );
+    let [Operand::IdRef(left), Operand::IdRef(right)] = comparison.operands[..] else { return false };
+    let header = &function.blocks[of.header].instructions;
+    let fixed = |id: Word| is_fixed(code, &definitions, around, id, MAX_STEPS);
+    let steps = |id: Word| {
+        let phi = header.iter().find(|phi| phi.class.opcode == Op::Phi && phi.result_id == Some(id));
+        phi.is_some_and(|phi| {
+            phi.operands.chunks_exact(2).any(|pair| {
+                let next = pair[0].id_ref_any().and_then(|next| definitions.get(&next));
+                next.is_some_and(|next| {
+                    matches!(next.class.opcode, Op::IAdd | Op::ISub)
+                        && next.operands.iter().filter_map(Operand::id_ref_any).any(|operand| operand == id)
+                        && next.operands.iter().filter_map(Operand::id_ref_any).any(|operand| {
+                            code.constant_value(operand).map_or_else(|| fixed(operand), |step| step != 0)
+                        })
+                })
+            })
+        })
+    };
+    ordered && ((steps(left) && fixed(right)) || (steps(right) && fixed(left)))
+}
+
+/// Whether a value follows from constants, push constants and built-ins alone.
+fn is_fixed(
+    code: &Code,
+    definitions: &HashMap<Word, &Instruction>,
+    around: &Surroundings<'_>,
+    id: Word,
+    steps: u32,
+) -> bool {
+    if let Some(global) = code.global(id) {
+        return global.class.opcode.is_constant() || around.fixed.contains(&id);
+    }
+    let (Some(steps), Some(definition)) = (steps.checked_sub(1), definitions.get(&id)) else { return false };
+    let mut operands = definition.operands.iter().filter_map(Operand::id_ref_any);
+    match definition.class.opcode {
+        Op::Load => operands.next().is_some_and(|pointer| {
+            code.physical(pointer).is_none() && is_fixed(code, definitions, around, pointer, steps)
+        }),
+        Op::AccessChain
+        | Op::InBoundsAccessChain
+        | Op::CompositeExtract
+        | Op::IAdd
+        | Op::ISub
+        | Op::IMul
+        | Op::UDiv
+        | Op::ShiftRightLogical
+        | Op::ShiftLeftLogical
+        | Op::BitwiseAnd
+        | Op::UConvert
+        | Op::SConvert
+        | Op::Bitcast
+        | Op::CopyObject
+        | Op::CompositeConstruct => operands.all(|operand| is_fixed(code, definitions, around, operand, steps)),
+        _ => false,
+    }
+}

@@ -1,0 +1,226 @@
+//! Rewriting: a plain compute shader, which dereferences 64-bit pointers and knows nothing of vksvm, becomes a kernel.
+//!
+//! SPIR-V goes in and comes out. The translation code is the same as that of `vksvm.glsl`, compiled once and linked into
+//! the module (`link`); a new entry point runs the launch protocol around the shader's own (`entry`), the launch block
+//! comes to lie before its push constants (`push`), every access through a pointer to physical memory is translated
+//! right before it happens (`access`), and loops and barriers keep working when a page is missing (`loops`,
+//! `barriers`). What cannot be rewritten is refused, and a check over the result proves that nothing was forgotten
+//! (`check`).
+//!
+//! Pointers stay virtual wherever they are kept, passed and computed with; only accesses see device addresses, and none
+//! outlives the access it was made for. So a pointer must point into the heap: the device address of another buffer faults.
+//!
+//! **Gotchas.** Objects of more than their alignment are translated as such and may be copied (`access`); atomics must be
+//! naturally aligned, as everywhere in Vulkan. Subgroup operations see poisoned invocations, whose values are zeros.
+
+mod access;
+mod barriers;
+mod check;
+mod code;
+mod entry;
+mod error;
+mod graph;
+mod group;
+mod layout;
+mod link;
+mod loops;
+mod push;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+pub use error::RewriteError;
+pub use stats::RewriteStats;
+
+use super::read::read;
+use access::Translator;
+use code::Code;
+use layout::{Layouts, MatrixLayout};
+use rspirv::binary::Assemble;
+use rspirv::dr::{Function, Instruction, Operand};
+use rspirv::spirv::{Op, StorageClass, Word};
+use std::collections::{HashMap, HashSet};
+
+/// Functions of the library that translate.
+const TRANSLATIONS: [&str; 5] = ["link_read", "link_write", "link_atomic", "link_read_object", "link_begin_write"];
+
+/// A module that was rewritten.
+#[derive(Clone, Debug)]
+pub struct Rewritten {
+    /// The SPIR-V module.
+    pub words: Vec<u32>,
+    /// What was found and done.
+    pub stats: RewriteStats,
+}
+
+/// Rewrites a plain compute shader so that it can be launched as a kernel; see the module's documentation.
+///
+/// # Errors
+/// Names the instruction that cannot be rewritten and why, or what is wrong with the module.
+pub fn rewrite(spirv: &[u8]) -> Result<Rewritten, RewriteError> {
+    let (words, module) = read(spirv).map_err(RewriteError::Malformed)?;
+    let mut stats = RewriteStats { words_in: words.len(), ..RewriteStats::default() };
+    let mut code = Code::new(module);
+    let function = check::entry_function(&code)?;
+    let layouts = Layouts::of(&code);
+    let matrices = matrices(&code, &layouts);
+    let scattered = matrices
+        .iter()
+        .filter(|(pointer, matrix)| matrix.row_major && points_to(&code, **pointer, Op::TypeVector))
+        .map(|(&pointer, _)| pointer)
+        .collect();
+    if !check::check(&code, &scattered)? {
+        return Err(RewriteError::NoPointers("nothing is accessed through PhysicalStorageBuffer pointers"));
+    }
+    let with_barriers = barriers::functions_with_barriers(&code);
+
+    let replaced = entry::find_built_ins(&code);
+    let size = entry::workgroup_size(&mut code, function)?;
+    let linked = link::link(&mut code, size)?;
+    push::merge(&mut code, &linked)?;
+    entry::replace_built_ins(&mut code, &replaced)?;
+    let own = linked.first;
+    let mut functions: Vec<Function> = code.module.functions.drain(..own).collect();
+    let fixed = fixed_variables(&code, &replaced);
+    let around = loops::Surroundings { linked: &linked, with_barriers: &with_barriers, fixed: &fixed };
+    let result = functions.iter_mut().try_for_each(|function| {
+        loops::guard(&mut code, function, &around, &mut stats)?;
+        stats.barriers += barriers::spread_poison(&mut code, function, &linked)?;
+        translate(&mut code, function, &layouts, &linked, &matrices, &mut stats)
+    });
+    code.module.functions.splice(0..0, functions);
+    result?;
+    let entry = entry::Entry { function, size, barriers: with_barriers.contains(&function) };
+    entry::wrap(&mut code, &linked, &entry, &replaced)?;
+
+    let translations = TRANSLATIONS.iter().map(|name| linked.function(name)).collect::<Result<HashSet<_>, _>>()?;
+    check::verify(&code, own, &translations)?;
+    drop_unused_functions(&mut code);
+    let bound = code.bound();
+    if let Some(header) = &mut code.module.header {
+        header.bound = bound;
+    }
+    let words = code.module.assemble();
+    stats.words_out = words.len();
+    Ok(Rewritten { words, stats })
+}
+
+fn translate(
+    code: &mut Code,
+    function: &mut Function,
+    layouts: &Layouts,
+    linked: &link::Linked,
+    matrices: &HashMap<Word, MatrixLayout>,
+    stats: &mut RewriteStats,
+) -> Result<(), RewriteError> {
+    let addresses = &group::Addresses::of(code, layouts, matrices, function);
+    for block in &mut function.blocks {
+        let mut translator = Translator { code, layouts, linked, stats, addresses, matrices, parts: 0 };
+        block.instructions = translator.block(std::mem::take(&mut block.instructions))?;
+    }
+    Ok(())
+}
+
+fn points_to(code: &Code, pointer: Word, opcode: Op) -> bool {
+    let pointee = code.physical(pointer).and_then(|pointee| code.global(pointee));
+    pointee.is_some_and(|pointee| pointee.class.opcode == opcode)
+}
+
+/// How matrices lie that pointers into structures lead to: said by the structure's member, not by the pointer's type.
+fn matrices(code: &Code, layouts: &Layouts) -> HashMap<Word, MatrixLayout> {
+    let mut found = HashMap::new();
+    for instruction in code.module.functions.iter().flat_map(|function| function.all_inst_iter()) {
+        let elements = match instruction.class.opcode {
+            Op::AccessChain | Op::InBoundsAccessChain => 1,
+            // The first index steps over whole objects.
+            Op::PtrAccessChain | Op::InBoundsPtrAccessChain => 2,
+            _ => continue,
+        };
+        let (Some(result), Some(base)) =
+            (instruction.result_id, instruction.operands.first().and_then(Operand::id_ref_any))
+        else {
+            continue;
+        };
+        if let Some(layout) =
+            follow(code, layouts, &found, base, instruction.operands.get(elements..).unwrap_or_default())
+        {
+            found.insert(result, layout);
+        }
+    }
+    found
+}
+
+fn follow(
+    code: &Code,
+    layouts: &Layouts,
+    found: &HashMap<Word, MatrixLayout>,
+    base: Word,
+    indices: &[Operand],
+) -> Option<MatrixLayout> {
+    let mut ty = code.physical(base)?;
+    let mut layout = found.get(&base).copied();
+    for index in indices {
+        let declared = code.global(ty)?;
+        let member = match declared.class.opcode {
+            Op::TypeStruct => {
+                let member = code.constant_value(index.id_ref_any()?)?;
+                layout = layouts.matrix(ty, member);
+                member as usize
+            }
+            // A component is a scalar.
+            Op::TypeVector => return None,
+            _ => 0,
+        };
+        ty = declared.operands.get(member)?.id_ref_any()?;
+    }
+    layout
+}
+
+/// Variables that no memory decides.
+fn fixed_variables(code: &Code, replaced: &entry::Replaced) -> HashSet<Word> {
+    let inputs = code.module.types_global_values.iter().filter(|global| {
+        global.class.opcode == Op::Variable
+            && matches!(
+                global.operands.first(),
+                Some(Operand::StorageClass(StorageClass::Input | StorageClass::PushConstant))
+            )
+    });
+    inputs.filter_map(|variable| variable.result_id).chain(replaced.variables()).collect()
+}
+
+/// Takes out functions that nothing calls.
+fn drop_unused_functions(code: &mut Code) {
+    let calls: HashMap<Word, Vec<Word>> = code
+        .module
+        .functions
+        .iter()
+        .filter_map(|function| {
+            let called = |instruction: &Instruction| match instruction.class.opcode {
+                Op::FunctionCall => instruction.operands.first().and_then(Operand::id_ref_any),
+                _ => None,
+            };
+            Some((function.def_id()?, function.all_inst_iter().filter_map(called).collect()))
+        })
+        .collect();
+    let mut waiting: Vec<Word> =
+        code.module.entry_points.iter().filter_map(|entry| entry.operands.get(1)?.id_ref_any()).collect();
+    let mut used = HashSet::new();
+    while let Some(function) = waiting.pop() {
+        if used.insert(function) {
+            waiting.extend(calls.get(&function).into_iter().flatten());
+        }
+    }
+    let mut gone = HashSet::new();
+    code.module.functions.retain(|function| {
+        let keep = function.def_id().is_some_and(|id| used.contains(&id));
+        if !keep {
+            gone.extend(function.all_inst_iter().filter_map(|instruction| instruction.result_id));
+        }
+        keep
+    });
+    let stays = |instruction: &Instruction| {
+        instruction.operands.first().and_then(Operand::id_ref_any).is_none_or(|id| !gone.contains(&id))
+    };
+    code.module.debug_names.retain(stays);
+    code.module.annotations.retain(stays);
+}

@@ -1,0 +1,38 @@
+//! What rewriting did.
+
+use std::fmt;
+
+/// What rewriting found and did in a module.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RewriteStats {
+    /// Loads through pointers to physical memory.
+    pub loads: u32,
+    /// Stores.
+    pub stores: u32,
+    /// Atomic operations.
+    pub atomics: u32,
+    /// Translations that were put in.
+    pub translations: u32,
+    /// Loads that share the translation of a neighbour.
+    pub merged: u32,
+    /// Loops that end when the invocation is poisoned.
+    pub guarded_loops: u32,
+    /// Loops that end by themselves, because their bounds do not depend on memory.
+    pub counted_loops: u32,
+    /// Workgroup barriers, after which poison is workgroup-wide.
+    pub barriers: u32,
+    /// Words of the module before.
+    pub words_in: usize,
+    /// Words of the module after.
+    pub words_out: usize,
+}
+
+impl fmt::Display for RewriteStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "accesses      {} loads, {} stores, {} atomics", self.loads, self.stores, self.atomics)?;
+        writeln!(f, "translations  {}; {} loads share that of a neighbour", self.translations, self.merged)?;
+        writeln!(f, "loops         {} guarded, {} that end by themselves", self.guarded_loops, self.counted_loops)?;
+        writeln!(f, "barriers      {}", self.barriers)?;
+        write!(f, "size          {} bytes, was {}", 4 * self.words_out, 4 * self.words_in)
+    }
+}

@@ -1,0 +1,147 @@
+//! Rewriting without a device.
+
+use super::*;
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const SAXPY: &[u8] = include_bytes!("../../../../tests/shaders/plain/spv/saxpy.spv");
+const LIST: &[u8] = include_bytes!("../../../../tests/shaders/plain/spv/list_break_deep.spv");
+const ROWS: &[u8] = include_bytes!("../../../../tests/shaders/plain/spv/mat4_rows.spv");
+const WAIT: &[u8] = include_bytes!("../../../../tests/shaders/plain/spv/barrier_wait.spv");
+const INCLUDED: &[u8] = include_bytes!("../../../../samples/shaders/spv/saxpy.spv");
+
+/// The kernels of the corpus, by name.
+fn corpus() -> Vec<(String, Vec<u8>)> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/shaders/plain/spv");
+    let mut kernels: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| (path.file_stem().unwrap().to_string_lossy().into_owned(), std::fs::read(&path).unwrap()))
+        .collect();
+    kernels.sort();
+    kernels
+}
+
+fn bytes(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+#[test]
+fn accesses_are_translated_and_counted() {
+    let stats = rewrite(SAXPY).unwrap().stats;
+
+    assert_eq!((stats.loads, stats.stores, stats.atomics, stats.barriers), (2, 1, 0, 0));
+}
+
+#[test]
+fn loops_that_memory_decides_are_guarded_and_counted_ones_are_not() {
+    let guarded = |name: &str| {
+        let (_, kernel) = corpus().into_iter().find(|(found, _)| found == name).unwrap();
+        let stats = rewrite(&kernel).unwrap().stats;
+        (stats.guarded_loops, stats.counted_loops)
+    };
+
+    assert_eq!(guarded("list"), (1, 0));
+    assert_eq!(guarded("bounds_from_memory"), (1, 0));
+    assert_eq!(guarded("underflow_bound"), (1, 0));
+    assert_eq!(guarded("grid_stride"), (0, 1));
+}
+
+#[test]
+fn a_kernel_of_the_include_is_refused_because_it_translates_already() {
+    let error = rewrite(INCLUDED).unwrap_err();
+
+    assert!(matches!(error, RewriteError::Unsupported { .. }), "{error}");
+    assert!(error.to_string().contains("vksvm's own"), "{error}");
+}
+
+#[test]
+fn every_output_is_valid() {
+    let validator = Command::new("spirv-val").arg("--version").output();
+    if validator.is_err() {
+        eprintln!("SKIPPED: there is no spirv-val here (package `spirv-tools`)");
+        return;
+    }
+    let folder = std::env::temp_dir().join(format!("vksvm-rewrite-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut invalid = Vec::new();
+    for (name, kernel) in corpus() {
+        let rewritten = rewrite(&kernel).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let path = folder.join(format!("{name}.spv"));
+        std::fs::write(&path, bytes(&rewritten.words)).unwrap();
+        let run =
+            Command::new("spirv-val").args(["--target-env", "vulkan1.2", "--scalar-block-layout"]).arg(&path).output();
+        let run = run.unwrap();
+        if !run.status.success() {
+            invalid.push(format!("{name}: {}", String::from_utf8_lossy(&run.stderr)));
+        }
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert!(invalid.is_empty(), "{}", invalid.join("\n"));
+}
+
+#[test]
+fn truncated_modules_are_refused() {
+    for kernel in [SAXPY, LIST] {
+        for end in 0..kernel.len() {
+            assert!(rewrite(&kernel[..end]).is_err(), "{end} bytes were taken for a module");
+        }
+    }
+}
+
+/// Damages modules in ways that keep much of them whole, so that the damage gets far.
+fn damage(words: &mut Vec<u32>, random: &mut SmallRng) {
+    for _ in 0..random.random_range(1..4) {
+        let at = random.random_range(0..words.len());
+        match random.random_range(0..6) {
+            0 => words[at] = random.random(),
+            1 => words[at] ^= 1 << random.random_range(0..32),
+            // Another id, or another small literal.
+            2 => words[at] = random.random_range(0..words[3].clamp(1, 10_000)),
+            3 => words[at] = words[random.random_range(0..words.len())],
+            4 => drop(words.remove(at)),
+            _ => words.insert(at, random.random_range(0..64)),
+        }
+        if words.len() < 8 {
+            return;
+        }
+    }
+}
+
+#[test]
+fn damaged_modules_are_an_error_or_rewritten_but_never_a_panic() {
+    let seed = std::env::var("VKSVM_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| SmallRng::from_os_rng().random());
+    println!("VKSVM_SEED={seed}");
+    let mut random = SmallRng::seed_from_u64(seed);
+    let kernels: Vec<Vec<u32>> = [SAXPY, LIST, ROWS, WAIT]
+        .iter()
+        .map(|kernel| kernel.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect())
+        .collect();
+    let begin = Instant::now();
+    let mut accepted = 0u32;
+    let mut tried = 0u32;
+    while begin.elapsed() < Duration::from_secs(4) {
+        let mut words = kernels[tried as usize % kernels.len()].clone();
+        damage(&mut words, &mut random);
+        accepted += u32::from(rewrite(&bytes(&words)).is_ok());
+        tried += 1;
+    }
+    println!("{tried} modules, {accepted} rewritten all the same");
+    assert!(tried > 50, "rewriting a small module takes too long");
+}
+
+#[test]
+fn noise_is_refused_without_delay() {
+    let mut random = SmallRng::seed_from_u64(1);
+    let mut noise = vec![0u8; 10 << 20];
+    random.fill(&mut noise[..]);
+    noise[..20].copy_from_slice(&SAXPY[..20]);
+    let begin = Instant::now();
+
+    assert!(matches!(rewrite(&noise), Err(RewriteError::Malformed(_))));
+    assert!(begin.elapsed() < Duration::from_secs(5));
+}

@@ -1,0 +1,142 @@
+//! The page-state machine: every decision about a page as a pure function.
+//!
+//! The address space, the fault service, mirrors and eviction do what these functions say; they decide nothing about states
+//! themselves. So does the model in `state/model.rs`, whose interleavings with two CPU threads, two devices and two pages
+//! are searched exhaustively (`state/search.rs`): what is proved is what runs. What the model adds is the order of steps, and
+//! that is the order in `mm/space.rs`, `service/fault.rs`, `service/mirror.rs` and `service/evict.rs`.
+//!
+//! | in state | home page | CPU mapping at most | device entries at most |
+//! |---|---|---|---|
+//! | `Cpu` | newest | read-write | none |
+//! | `Shared` | newest | read-only | read-only |
+//! | `Device(d)` | older, once d's entry is dirty | none | read-write on d, none elsewhere |
+//!
+//! "At most": a mapping or entry that is missing is found out by a fault, and costs time only.
+
+use super::pages::PageState;
+use crate::addr::Access;
+use crate::device::layout::pte;
+use crate::hmm::Event;
+use crate::track::Protection;
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod search;
+
+/// What a CPU touch brings about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Touch {
+    /// What devices are told before the mapping changes; nothing if none is concerned.
+    pub(crate) event: Option<Event>,
+    /// The new state of pages that were not `Cpu`.
+    pub(crate) becomes: PageState,
+    /// What the CPU may do afterwards.
+    pub(crate) protection: Protection,
+}
+
+/// A CPU touch of pages that are mapped together. `allowed` is what their VMA permits.
+pub(crate) fn touch(states: impl Iterator<Item = PageState>, access: Access, allowed: Protection) -> Touch {
+    let (mut shared, mut on_device) = (false, false);
+    for state in states {
+        shared |= state == PageState::Shared;
+        on_device |= matches!(state, PageState::Device(_));
+    }
+    let (event, becomes, protection) = match access {
+        _ if !shared && !on_device => (None, PageState::Cpu, allowed),
+        Access::Write => (Some(Event::Migrate), PageState::Cpu, allowed),
+        Access::Read if on_device => (Some(Event::ProtectionPage), PageState::Shared, Protection::ReadOnly),
+        Access::Read => (None, PageState::Shared, Protection::ReadOnly),
+    };
+    Touch { event, becomes, protection }
+}
+
+/// What the app view must lose before a page is copied to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lose {
+    /// Nothing: it has too little to do harm.
+    Nothing,
+    /// Stores.
+    Stores,
+    /// Everything.
+    All,
+}
+
+/// Who must let go of a page before device `own` may use it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Quiet {
+    /// What the app view loses.
+    pub(crate) lose: Lose,
+    /// Whether other devices must give up the page.
+    pub(crate) others: bool,
+}
+
+/// A page in `state` is wanted by the device whose state is `own`.
+pub(crate) fn quiet(state: PageState, own: PageState, write: bool) -> Quiet {
+    let lose = match state {
+        PageState::Device(_) => Lose::Nothing,
+        _ if write => Lose::All,
+        PageState::Shared => Lose::Nothing,
+        PageState::Cpu => Lose::Stores,
+    };
+    let elsewhere = matches!(state, PageState::Device(_)) && state != own;
+    Quiet { lose, others: elsewhere || (write && state == PageState::Shared) }
+}
+
+/// How a device's entry comes to translate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fill {
+    /// It does already.
+    Nothing,
+    /// The entry becomes writable where it stands.
+    Upgrade,
+    /// The shared zero frame.
+    ZeroFrame,
+    /// A frame of its own, filled from the home page.
+    Frame,
+}
+
+/// What `entry` needs. `owned`: the page's state names this device; `has_data`: the home page was ever written.
+pub(crate) fn fill(entry: u64, owned: bool, write: bool, has_data: bool) -> Fill {
+    let mapped = entry & pte::VALID != 0;
+    if mapped && (!write || entry & pte::WRITABLE != 0) {
+        Fill::Nothing
+    } else if mapped && entry & pte::ZERO == 0 {
+        Fill::Upgrade
+    } else if !write && !owned && !has_data {
+        Fill::ZeroFrame
+    } else {
+        Fill::Frame
+    }
+}
+
+/// The state after device `own` got its entry, and whether a new entry is writable.
+pub(crate) fn commit(state: PageState, own: PageState, write: bool) -> (PageState, bool) {
+    let owned = write || state == own;
+    (if owned { own } else { PageState::Shared }, owned)
+}
+
+/// How a mirror lets go of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LetGo {
+    /// Entries become read-only, dirty pages come home, frames stay.
+    Downgrade,
+    /// Entries and frames go; dirty pages come home.
+    BringHome,
+    /// Entries and frames go; contents do not matter any more.
+    Drop,
+}
+
+/// What a mirror does about an event.
+pub(crate) fn let_go(event: Event) -> LetGo {
+    match event {
+        Event::ProtectionVma | Event::ProtectionPage | Event::SoftDirty => LetGo::Downgrade,
+        Event::Migrate | Event::Exclusive => LetGo::BringHome,
+        Event::Unmap | Event::Clear | Event::Release => LetGo::Drop,
+    }
+}
+
+/// The state after device `own` gave up its frame to make room, with everything brought home.
+pub(crate) fn evicted(state: PageState, own: PageState) -> PageState {
+    if state == own { PageState::Cpu } else { state }
+}

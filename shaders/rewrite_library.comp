@@ -1,0 +1,74 @@
+#version 460
+// What the runtime links into a kernel that it rewrites (runtime/src/kernel/rewrite): the translation of
+// vksvm.glsl behind functions whose parameters are values, and what only rewritten kernels need. main() is
+// dropped; it calls every function, so that the compiler keeps them.
+// Unoptimised, because optimising would inline the functions away:
+// glslc: -O0
+#include "vksvm.glsl"
+// Specialised, so that the compiler computes nothing from it; linking puts the kernel's size in its place.
+layout(local_size_x_id = 1996, local_size_y_id = 1997, local_size_z_id = 1998) in;
+
+// Set before a barrier by poisoned invocations; barriers take turns, so that none is read while an
+// invocation that is ahead sets it for the next.
+shared uint link_poison_[2];
+uint link_turn_;
+// Poisoned as of the last barrier: the same in the whole workgroup.
+bool link_group_poisoned_;
+
+bool link_begin() {
+    link_turn_ = 0u;
+    link_group_poisoned_ = false;
+    return vksvm_begin();
+}
+
+void link_end() { vksvm_end(); }
+
+// Before anything else in a kernel with barriers.
+void link_begin_barriers() {
+    if (gl_LocalInvocationIndex == 0u) {
+        link_poison_[0] = 0u;
+        link_poison_[1] = 0u;
+    }
+    barrier();
+}
+
+void link_before_barrier() {
+    if (vksvm_poisoned()) atomicOr(link_poison_[link_turn_], 1u);
+}
+
+void link_after_barrier() {
+    if (atomicOr(link_poison_[link_turn_], 0u) != 0u) {
+        link_group_poisoned_ = true;
+        if (!vksvm_poisoned()) vksvm_poison_();
+    }
+    link_turn_ ^= 1u;
+}
+
+bool link_poisoned() { return vksvm_poisoned(); }
+bool link_group_poisoned() { return link_group_poisoned_; }
+uvec3 link_workgroup() { return vksvm_workgroup_id(); }
+uvec3 link_global(const uvec3 size) { return vksvm_workgroup_id() * size + gl_LocalInvocationID; }
+uvec3 link_grid() {
+    return uvec3(vksvm_launch_.grid_x, vksvm_launch_.grid_y, VksvmControl_(vksvm_launch_.control).grid_z);
+}
+
+uint64_t link_read(const uint64_t va) { return vksvm_read(va); }
+uint64_t link_write(const uint64_t va) { return vksvm_write(va); }
+uint64_t link_atomic(const uint64_t va) { return vksvm_atomic(va); }
+uint64_t link_read_object(const uint64_t va, const uint bytes) { return vksvm_read(va, bytes); }
+uint64_t link_begin_write(const uint64_t va, const uint bytes) { return vksvm_begin_write(va, bytes); }
+void link_end_write(const uint64_t va, const uint bytes, const uint64_t address) {
+    vksvm_end_write(va, bytes, address);
+}
+
+void main() {
+    if (!link_begin()) return;
+    link_begin_barriers();
+    link_before_barrier();
+    link_after_barrier();
+    uint64_t all = uint64_t(link_workgroup().x + link_grid().x + link_global(uvec3(1u)).x);
+    if (!link_poisoned() && !link_group_poisoned())
+        all = link_read(all) + link_write(all) + link_atomic(all) + link_read_object(all, 8u);
+    link_end_write(all, 8u, link_begin_write(all, 8u));
+    link_end();
+}

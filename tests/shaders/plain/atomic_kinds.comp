@@ -1,0 +1,20 @@
+#version 460
+#extension GL_EXT_buffer_reference : require
+#extension GL_EXT_buffer_reference2 : require
+#extension GL_EXT_buffer_reference_uvec2 : require
+#extension GL_EXT_scalar_block_layout : require
+#extension GL_EXT_shader_explicit_arithmetic_types : require
+// Minimum, maximum, and, or, exclusive or.
+layout(local_size_x = 32) in;
+layout(buffer_reference, std430, buffer_reference_align = 4) buffer Words { uint at[]; };
+layout(push_constant) uniform Push { Words src; Words dst; uint n; };
+
+void main() {
+    uint i = gl_GlobalInvocationID.x;
+    if (i >= n) return;
+    atomicMin(dst.at[0], src.at[i]);
+    atomicMax(dst.at[1], src.at[i]);
+    atomicAnd(dst.at[2], src.at[i]);
+    atomicOr(dst.at[3], src.at[i]);
+    atomicXor(dst.at[4], src.at[i]);
+}

@@ -1,0 +1,19 @@
+#version 460
+#extension GL_EXT_buffer_reference : require
+#extension GL_EXT_buffer_reference2 : require
+#extension GL_EXT_buffer_reference_uvec2 : require
+#extension GL_EXT_scalar_block_layout : require
+#extension GL_EXT_shader_explicit_arithmetic_types : require
+// Pointers in structures that are loaded whole.
+layout(local_size_x = 32) in;
+layout(buffer_reference, std430, buffer_reference_align = 4) buffer Words { uint at[]; };
+struct Entry { Words p; };
+layout(buffer_reference, std430, buffer_reference_align = 8) buffer Entries { Entry at[]; };
+layout(push_constant) uniform Push { Entries src; Words dst; uint n; };
+
+void main() {
+    uint i = gl_GlobalInvocationID.x;
+    if (i >= n) return;
+    Entry entry = src.at[i];
+    dst.at[i] = entry.p.at[0];
+}

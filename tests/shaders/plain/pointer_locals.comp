@@ -1,0 +1,18 @@
+#version 460
+#extension GL_EXT_buffer_reference : require
+#extension GL_EXT_buffer_reference2 : require
+#extension GL_EXT_buffer_reference_uvec2 : require
+#extension GL_EXT_scalar_block_layout : require
+#extension GL_EXT_shader_explicit_arithmetic_types : require
+// Pointers in a local array.
+layout(local_size_x = 32) in;
+layout(buffer_reference, std430, buffer_reference_align = 4) buffer Words { uint at[]; };
+layout(push_constant) uniform Push { Words src; Words dst; uint n; };
+
+void main() {
+    uint i = gl_GlobalInvocationID.x;
+    if (i >= n) return;
+    Words p[3];
+    for (uint k = 0u; k < 3u; k++) p[k] = Words(uint64_t(src) + 4096ul * k);
+    dst.at[i] = p[i % 3u].at[i] + p[(i + 1u) % 3u].at[i];
+}

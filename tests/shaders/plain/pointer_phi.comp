@@ -1,0 +1,22 @@
+#version 460
+#extension GL_EXT_buffer_reference : require
+#extension GL_EXT_buffer_reference2 : require
+#extension GL_EXT_buffer_reference_uvec2 : require
+#extension GL_EXT_scalar_block_layout : require
+#extension GL_EXT_shader_explicit_arithmetic_types : require
+// A pointer that moves through a loop.
+layout(local_size_x = 32) in;
+layout(buffer_reference, std430, buffer_reference_align = 4) buffer Words { uint at[]; };
+layout(push_constant) uniform Push { Words src; Words dst; uint n; };
+
+void main() {
+    uint i = gl_GlobalInvocationID.x;
+    if (i >= n) return;
+    Words p = Words(uint64_t(src) + 4ul * i);
+    uint sum = 0u;
+    for (uint k = 0u; k < 6u; k++) {
+        sum = sum * 3u + p.at[0];
+        p = Words(uint64_t(p) + 512ul);
+    }
+    dst.at[i] = sum;
+}

@@ -1,0 +1,18 @@
+#version 460
+#extension GL_EXT_buffer_reference : require
+#extension GL_EXT_buffer_reference2 : require
+#extension GL_EXT_buffer_reference_uvec2 : require
+#extension GL_EXT_scalar_block_layout : require
+#extension GL_EXT_shader_explicit_arithmetic_types : require
+// The push constant block is copied as a whole.
+// glslc: -O0
+layout(local_size_x = 32) in;
+layout(buffer_reference, std430, buffer_reference_align = 4) buffer Words { uint at[]; };
+struct Job { Words from; Words to; uint n; };
+layout(push_constant, scalar) uniform Push { Job job; };
+
+void main() {
+    Job mine = job;
+    uint i = gl_GlobalInvocationID.x;
+    if (i < mine.n) mine.to.at[i] = mine.from.at[i] + 4u;
+}

@@ -1,0 +1,18 @@
+#version 460
+#extension GL_EXT_buffer_reference : require
+#extension GL_EXT_buffer_reference2 : require
+#extension GL_EXT_buffer_reference_uvec2 : require
+#extension GL_EXT_scalar_block_layout : require
+#extension GL_EXT_shader_explicit_arithmetic_types : require
+// Whole structures are copied from pointer to pointer.
+layout(local_size_x = 32) in;
+layout(buffer_reference, std430, buffer_reference_align = 4) buffer Words { uint at[]; };
+struct Item { uint a; uint b; float c; uint d; uint e; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer Items { Item at[]; };
+layout(push_constant) uniform Push { Items src; Items dst; uint n; };
+
+void main() {
+    uint i = gl_GlobalInvocationID.x;
+    if (i >= n) return;
+    dst.at[i] = src.at[i];
+}

@@ -1,0 +1,24 @@
+#version 460
+#extension GL_EXT_buffer_reference : require
+#extension GL_EXT_buffer_reference2 : require
+#extension GL_EXT_buffer_reference_uvec2 : require
+#extension GL_EXT_scalar_block_layout : require
+#extension GL_EXT_shader_explicit_arithmetic_types : require
+// A switch whose cases access memory.
+layout(local_size_x = 32) in;
+layout(buffer_reference, std430, buffer_reference_align = 4) buffer Words { uint at[]; };
+layout(push_constant) uniform Push { Words src; Words dst; uint n; };
+
+void main() {
+    uint i = gl_GlobalInvocationID.x;
+    if (i >= n) return;
+    uint v = src.at[i];
+    uint r;
+    switch (v & 3u) {
+    case 0u: r = src.at[i + 1u]; break;
+    case 1u: r = src.at[i + 2u] + 1u;
+    case 2u: r = src.at[i + 3u] * 3u; break;
+    default: r = 7u; break;
+    }
+    dst.at[i] = r;
+}

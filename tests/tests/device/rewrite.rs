@@ -1,0 +1,86 @@
+//! Plain compute shaders, which know nothing of vksvm, run on the CPU's pointers.
+// The references repeat the kernels line by line, indices and operators included.
+#![allow(clippy::complexity, clippy::perf, clippy::style)]
+
+mod control;
+mod corpus;
+mod memory;
+mod pointers;
+
+use corpus::Case;
+use std::collections::BTreeSet;
+use vksvm::FaultMode;
+use vksvm_tests::{open, spirv, with};
+
+fn roomy(cases: &[Case]) {
+    // Untranslated accesses would be caught.
+    let svm = with(|builder| builder.fault_mode(FaultMode::Replay).trap_untranslated(true));
+    corpus::run(&cases.iter().collect::<Vec<_>>(), &svm);
+}
+
+fn tight(cases: &[Case]) {
+    for frames in cases.iter().map(|case| case.frames).collect::<BTreeSet<_>>() {
+        let svm = with(|builder| builder.fault_mode(FaultMode::Replay).frames(frames));
+        corpus::run(&cases.iter().filter(|case| case.frames == frames).collect::<Vec<_>>(), &svm);
+    }
+}
+
+/// Kernels that run live too: not all, because where few processors are shared, each takes seconds.
+const LIVE: [&str; 8] =
+    ["update", "struct_copy", "atomic_add", "list", "list_for_ever", "tree", "reduction", "barrier_loop"];
+
+#[test]
+fn kernels_run_live_too() {
+    let svm = with(|builder| builder.fault_mode(FaultMode::Live));
+    let all: Vec<Case> = [memory::cases(), pointers::cases(), control::cases()].into_iter().flatten().collect();
+    let live: Vec<_> = all.iter().filter(|case| LIVE.contains(&case.name)).collect();
+    assert_eq!(live.len(), LIVE.len());
+    corpus::run(&live, &svm);
+}
+
+#[test]
+fn every_kind_of_access_is_translated() {
+    roomy(&memory::cases());
+}
+
+#[test]
+fn every_kind_of_access_works_with_few_frames() {
+    tight(&memory::cases());
+}
+
+#[test]
+fn pointers_from_everywhere_are_followed() {
+    roomy(&pointers::cases());
+}
+
+#[test]
+fn pointers_are_followed_with_few_frames() {
+    tight(&pointers::cases());
+}
+
+#[test]
+fn control_flow_and_barriers_survive_missing_pages() {
+    roomy(&control::cases());
+}
+
+#[test]
+fn control_flow_and_barriers_survive_few_frames() {
+    tight(&control::cases());
+}
+
+#[test]
+fn a_plain_saxpy_runs_on_the_heap() {
+    let svm = open();
+    let n = 10_000u32;
+    let x = svm.heap().vec_from_slice(&(0..n).map(|i| i as f32).collect::<Vec<_>>()).unwrap();
+    let mut y = svm.heap().vec_from_slice(&vec![1.0f32; n as usize]).unwrap();
+    // SAFETY: the kernel reads x and y and writes y.
+    let saxpy = unsafe { svm.kernel("saxpy", spirv!("../plain/spv/saxpy")) }.unwrap();
+    assert_eq!(saxpy.module().rewritten.unwrap().translations, 3);
+    for round in 1..4 {
+        saxpy.launch([n.div_ceil(64), 1, 1]).read(&x[..]).write(&mut y[..]).value(2.0f32).value(n).run().unwrap();
+        for (i, &value) in y.iter().enumerate() {
+            assert_eq!(value, 2.0 * i as f32 * round as f32 + 1.0, "element {i} after round {round}");
+        }
+    }
+}
