@@ -21,7 +21,12 @@ impl Service {
         let used = |ahead: Ahead| {
             let state = mirror.lock();
             let pages = ahead.ranges().flat_map(|range| state.table.clip(range).iter());
-            pages.filter(|&page| state.table.load(page) & pte::ACCESSED != 0).count() as u32
+            // Of pages taken away since, the record says whether they were used.
+            let was_used = |page| match state.table.load(page) {
+                entry if entry & pte::VALID != 0 => entry & pte::ACCESSED != 0,
+                _ => mirror.home.pages.info(page).accessed,
+            };
+            pages.filter(|&page| was_used(page)).count() as u32
         };
         let counters = &self.mirror.counters;
         let before = self.streams.accuracy();

@@ -98,6 +98,17 @@ enum Taken {
     Busy,
 }
 
+/// Pages that begin to be watched together: 16 MiB.
+const WATCH_PAGES: u32 = 4096;
+
+/// What is watched along with `span`. Watching is a system call that splits and joins mappings of the kernel, and costs the pages around
+/// nothing until they lose something: single pages all over a VMA must not pay for it one by one.
+fn neighbourhood(span: PageRange, vma: PageRange) -> PageRange {
+    let start = PageIndex(span.start.0 / WATCH_PAGES * WATCH_PAGES);
+    let end = PageIndex(span.end.0.div_ceil(WATCH_PAGES).saturating_mul(WATCH_PAGES));
+    PageRange::new(start.max(vma.start), end.min(vma.end))
+}
+
 /// Fault service for one mirror. One thread uses it at a time; its buffers are kept between calls.
 pub struct Service {
     space: Arc<AddressSpace>,
@@ -253,7 +264,7 @@ impl Service {
             let seq = range.begin();
             drop(fast);
             self.want(span, faults);
-            let bracket = self.quiet_cpu_side(span.pages, &range)?;
+            let bracket = self.quiet_cpu_side(span.pages, current.range, &range)?;
             self.plan(span.pages, &current)?;
             self.copy_in()?;
 
@@ -306,6 +317,7 @@ impl Service {
     fn quiet_cpu_side<'r>(
         &mut self,
         span: PageRange,
+        vma: PageRange,
         range: &'r Range<'_>,
     ) -> Result<Option<Invalidation<'r>>, ServiceError> {
         let Self { space, mirror, access, runs, .. } = self;
@@ -324,7 +336,7 @@ impl Service {
             }
         }
         if runs.iter().any(|(lose, _)| *lose != Lose::Nothing) {
-            tracker.watch(span)?;
+            tracker.watch(neighbourhood(span, vma))?;
         }
         for &(lose, run) in runs.iter() {
             match lose {
