@@ -1,6 +1,6 @@
 //! The runtime as a program sees it: open it, get its heap, load kernels, ask what it did.
 
-use crate::addr::{PAGE_SIZE, PageRange, VirtAddr};
+use crate::addr::{PAGE_SIZE, PageRange};
 use crate::device::soft::{SoftContext, SoftDevice, SoftOptions};
 use crate::device::vulkan::{CopyPath, VulkanDevice, VulkanOptions};
 use crate::device::{Device, DeviceError, LiveUnit, layout};
@@ -10,7 +10,6 @@ use crate::kernel::{Kernel, KernelError, KernelModule, Scope};
 use crate::mm::copy::SnapshotError;
 use crate::mm::heap::Heap;
 use crate::mm::ops::{MapRequest, Mapping, OpError};
-use crate::mm::pages::PageInfo;
 use crate::mm::space::AddressSpace;
 use crate::mm::views::{DEFAULT_RESERVATION, OwnedViews, ViewsError};
 use crate::mm::vma::Permission;
@@ -635,11 +634,6 @@ impl Svm {
     /// Totals since the runtime was opened.
     pub fn stats(&self) -> Stats {
         self.inner.counters.snapshot()
-    }
-
-    /// What is known of the page that a pointer points to; `None` outside the heap.
-    pub fn page_info<T: ?Sized>(&self, pointer: *const T) -> Option<PageInfo> {
-        self.inner.space.page_info(VirtAddr::of(pointer))
     }
 
     /// Pages whose newest contents were lost with the device; empty while all is well.

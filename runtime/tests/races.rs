@@ -413,7 +413,7 @@ fn race_11_what_a_kernel_writes_after_its_page_was_asked_for_comes_home() {
                 launch.join().unwrap().unwrap();
                 assert_eq!(reader.join().unwrap(), 1);
             });
-            assert!(svm.page_info(mapping.as_ptr()).unwrap().dirty, "the dirty bit came home too");
+            assert!(svm.heap().page_info(mapping.as_ptr()).unwrap().dirty, "the dirty bit came home too");
         },
     );
 }

@@ -35,7 +35,7 @@ fn a_snapshot_has_what_the_device_wrote_and_leaves_pages_where_they_are() {
             increment(svm).launch([4, 1, 1]).write(&mut values[..]).run().unwrap();
             let copy = svm.snapshot_of(&raw const values[..]).unwrap();
             assert!(copy.iter().enumerate().all(|(index, &value)| value == u64::from(index % 512 == 0)));
-            assert_eq!(svm.page_info(&raw const values[0]).unwrap().state, PageState::Shared);
+            assert_eq!(svm.heap().page_info(&raw const values[0]).unwrap().state, PageState::Shared);
             values[0] = 7;
             assert_eq!((copy[0], values[0]), (1, 7));
             increment(svm).launch([4, 1, 1]).write(&mut values[..]).run().unwrap();

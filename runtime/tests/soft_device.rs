@@ -90,7 +90,7 @@ fn the_state_of_a_page_follows_who_touches_it() {
         |builder| builder,
         |svm| {
             let mut numbers = svm.heap().vec_from_slice(&[1u32; 64]).unwrap();
-            let state = |numbers: &[u32]| svm.page_info(numbers.as_ptr()).unwrap().state;
+            let state = |numbers: &[u32]| svm.heap().page_info(numbers.as_ptr()).unwrap().state;
             assert_eq!(state(&numbers), PageState::Cpu);
             increment(svm).launch([1, 1, 1]).write(&mut numbers[..]).run().unwrap();
             assert!(matches!(state(&numbers), PageState::Device(_)));
@@ -98,7 +98,7 @@ fn the_state_of_a_page_follows_who_touches_it() {
             assert_eq!(state(&numbers), PageState::Shared);
             numbers[5] = 9;
             assert_eq!(state(&numbers), PageState::Cpu);
-            let info = svm.page_info(numbers.as_ptr()).unwrap();
+            let info = svm.heap().page_info(numbers.as_ptr()).unwrap();
             assert!(info.accessed && info.dirty, "{info:?}");
         },
     );
@@ -319,7 +319,7 @@ fn a_page_read_as_zeros_and_then_written_has_been_accessed() {
             let page = numbers.as_ptr();
             let mut total = svm.heap().boxed(0u32).unwrap();
             sum(svm).launch([1, 1, 1]).read(&numbers[..]).write(&mut *total).run().unwrap();
-            assert!(!svm.page_info(page).unwrap().accessed, "collected when the entry goes");
+            assert!(!svm.heap().page_info(page).unwrap().accessed, "collected when the entry goes");
             // It asks for the page and does not use it: the fault is served, and what was known must stay known.
             let asked = AtomicU32::new(0);
             // SAFETY: it changes the array that it is launched with.
@@ -334,7 +334,7 @@ fn a_page_read_as_zeros_and_then_written_has_been_accessed() {
             .unwrap();
             kernel.launch([1, 1, 1]).write(&mut numbers[..]).run().unwrap();
             assert_eq!(numbers[0], 0);
-            assert!(svm.page_info(page).unwrap().accessed);
+            assert!(svm.heap().page_info(page).unwrap().accessed);
         },
     );
 }

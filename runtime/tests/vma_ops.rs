@@ -169,7 +169,7 @@ fn moving_takes_dirty_data_holes_and_permissions_along() {
             assert_eq!(words(&mapping), [51, 52]);
             assert_eq!(svm.address_space().mapping_at(old), None);
             assert!(matches!(part.as_mut_slice(), Err(OpError::ReadOnly { .. })));
-            let info = svm.page_info(part.as_ptr()).unwrap();
+            let info = svm.heap().page_info(part.as_ptr()).unwrap();
             assert!(info.accessed && info.dirty, "the history moves along: {info:?}");
             part.protect(0..6 * PAGE, Permission::ReadWrite).unwrap();
             increment_all(svm, &mut part);

@@ -19,6 +19,8 @@ const TRACKED: [&str; 2] = ["vksvm", "vksvm-tests"];
 
 const TRACKER: &str = "VKSVM_TRACKER";
 const VALIDATION: &str = "VKSVM_VALIDATION";
+/// How long the coherence fuzz runs; CI takes a minute for each tracker.
+const FUZZ_SECONDS: &str = "VKSVM_FUZZ_SECONDS";
 
 /// Runs all tests: with the tracker that the runtime chooses, then again with the SIGSEGV tracker.
 ///
@@ -127,6 +129,9 @@ impl Pass {
             Some(tracker) => command.env(TRACKER, tracker),
             None => command.env_remove(TRACKER),
         };
+        if env::var_os("CI").is_some() && env::var_os(FUZZ_SECONDS).is_none() {
+            command.env(FUZZ_SECONDS, "60");
+        }
         if device.has_validation() && env::var_os(VALIDATION).is_none() {
             command.env(VALIDATION, "1");
         }

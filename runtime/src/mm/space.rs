@@ -369,6 +369,10 @@ impl PageSource for AddressSpace {
         self.home.views.addr_of(page)
     }
 
+    fn page_info(&self, address: VirtAddr) -> Option<PageInfo> {
+        AddressSpace::page_info(self, address)
+    }
+
     fn page_of(&self, address: VirtAddr) -> Option<PageIndex> {
         self.home.views.page_of(address)
     }

@@ -169,7 +169,7 @@ impl<'a> Studio<'a> {
         let mut pages = self.scene.pages();
         pages.insert(&raw const *self.view, 1);
         pages.insert(self.image.as_ptr(), self.image.len());
-        pages.retain(|page| self.svm.page_info(page).is_none_or(|info| info.state == PageState::Cpu));
+        pages.retain(|page| self.svm.heap().page_info(page).is_none_or(|info| info.state == PageState::Cpu));
         pages
     }
 }

@@ -53,7 +53,7 @@ fn resident_arrays_are_not_translated() {
         let report = launch.value([0u64; 2]).value(N).value(0u32).run().unwrap();
         assert_eq!((report.translations, report.device_faults), (0, 0), "{report}");
     }
-    assert!(matches!(svm.page_info(&out[0]).unwrap().state, PageState::Device(_)));
+    assert!(matches!(svm.heap().page_info(&out[0]).unwrap().state, PageState::Device(_)));
     assert!(out.iter().all(|&value| value == 5), "what the kernel wrote did not come home");
     // The CPU's next change is seen.
     drop(out);

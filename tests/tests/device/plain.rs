@@ -31,16 +31,16 @@ fn only_dirty_pages_come_home_and_untouched_ones_stay_on_the_device() {
     // SAFETY: the kernel reads x and y and writes y.
     let saxpy = unsafe { svm.kernel("saxpy", spirv!("saxpy")) }.unwrap();
     saxpy.launch([n / 64, 1, 1]).read(&x[..]).write(&mut y[..]).value(2.0f32).value(n).run().unwrap();
-    let info = svm.page_info(&x[0]).unwrap();
+    let info = svm.heap().page_info(&x[0]).unwrap();
     assert_eq!(info.state, PageState::Shared);
     assert!(info.faults > 0);
-    assert!(matches!(svm.page_info(&y[0]).unwrap().state, PageState::Device(_)));
+    assert!(matches!(svm.heap().page_info(&y[0]).unwrap().state, PageState::Device(_)));
     let before = svm.stats();
     assert!(x.iter().all(|&value| value == 1.0));
     assert_eq!(svm.stats().since(&before).pages_out, 0, "clean pages were copied home");
     assert!(y.iter().all(|&value| value == 3.0));
     assert_eq!(svm.stats().since(&before).pages_out, u64::from(n / 1024));
-    let info = svm.page_info(&y[0]).unwrap();
+    let info = svm.heap().page_info(&y[0]).unwrap();
     assert!(info.dirty && info.accessed, "the dirty and accessed bits were not carried over: {info:?}");
     // Both sides have them now: nothing moves for another reading.
     let before = svm.stats();

@@ -135,6 +135,11 @@ impl Heap {
         unsafe { self.inner.resize(pointer, old, new) }
     }
 
+    /// State, accessed and dirty bits and fault count of the page that `pointer` points to; `None` outside the heap.
+    pub fn page_info<T: ?Sized>(&self, pointer: *const T) -> Option<crate::mm::pages::PageInfo> {
+        self.inner.source.page_info(VirtAddr::of(pointer))
+    }
+
     /// The live allocation that `address` lies in; `None` if that memory was freed or never allocated.
     pub fn allocation_at(&self, address: VirtAddr) -> Option<Allocation> {
         self.inner.allocation_at(address)

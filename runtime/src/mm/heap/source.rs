@@ -2,6 +2,7 @@
 
 use super::HeapError;
 use crate::addr::{PageIndex, PageRange, VirtAddr};
+use crate::mm::pages::PageInfo;
 
 /// Maps and unmaps VMAs for the allocator.
 ///
@@ -27,4 +28,10 @@ pub trait PageSource: Send + Sync {
 
     /// The page an app-view address lies in, mapped or not; `None` outside the heap.
     fn page_of(&self, addr: VirtAddr) -> Option<PageIndex>;
+
+    /// What is known of the page an app-view address lies in; `None` outside the heap, or where states are not kept.
+    fn page_info(&self, addr: VirtAddr) -> Option<PageInfo> {
+        let _ = addr;
+        None
+    }
 }
