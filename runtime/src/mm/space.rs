@@ -183,7 +183,9 @@ impl AddressSpace {
         let ahead = self.readahead.window(fault.page, vma.range.end.0.saturating_sub(fault.page.0));
         let span = PageRange::new(unit.start, unit.end.max(PageIndex(fault.page.0.saturating_add(ahead))));
         let _pages = self.home.pages.lock(span);
-        let span = self.alike(unit, span);
+        // A store takes pages away from devices, which those ahead may never need: only loads, and what no device has, go ahead.
+        let takes_away = fault.access == Access::Write && self.home.pages.state(fault.page) != PageState::Cpu;
+        let span = if takes_away { unit } else { self.alike(unit, span) };
         let resolved = match self.resolve(span, fault.access, allowed) {
             // What lies ahead may not be watched at all.
             Err(_) if span != unit => self.resolve(unit, fault.access, allowed),
