@@ -17,6 +17,8 @@
 //! Safety: this module owns the mappings and unmaps them on drop. Whatever hands out references into
 //! them (the heap, the runtime's copies) must keep the `OwnedViews` alive.
 
+mod holes;
+
 use crate::addr::{PAGE_SIZE, PageIndex, PageRange, VirtAddr};
 use crate::track::Views;
 use parking_lot::Mutex;
@@ -24,7 +26,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
 use rustix::process::{Resource, getrlimit};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::null_mut;
 
 /// Reservations are multiples of this many bytes and start at multiples of it: 2 MiB.
@@ -280,27 +282,22 @@ impl OwnedViews {
         assert!(pages.end.0 <= self.pages, "{pages:?} reach past the heap's {} pages", self.pages);
         let mut at = pages.start;
         std::iter::from_fn(move || {
-            while at < pages.end {
-                let data = self.seek(SeekFrom::Data(file_offset(at)), at, pages.end);
-                let hole = if data < pages.end {
-                    self.seek(SeekFrom::Hole(file_offset(data)), pages.end, pages.end)
-                } else {
-                    pages.end
-                };
-                // A page punched between the two calls makes the hole start where the data did.
-                at = hole.max(data.plus(u32::from(data < pages.end)));
-                if data < hole {
-                    return Some(PageRange::new(data, hole));
-                }
+            let data = self.next_data(at, pages.end);
+            if data >= pages.end {
+                return None;
             }
-            None
+            // A page punched between the two calls makes the hole start where the data did.
+            at = self.next_hole(data, pages.end).max(data.plus(1));
+            Some(PageRange::new(data, at))
         })
     }
 
-    /// The first page from `from` on that has memory, at most `end`. As [`has_data`](Self::has_data), in one system call
-    /// whose cost does not depend on how much data there is.
+    /// The first page from `from` on that has memory, at most `end`. As [`has_data`](Self::has_data); the cost does not
+    /// depend on how much data there is. What lies before the answer reads as zeros: the kernel's word for a hole is not taken
+    /// where pages are cached all the same (`holes`).
     pub fn next_data(&self, from: PageIndex, end: PageIndex) -> PageIndex {
-        self.seek(SeekFrom::Data(file_offset(from)), from, end)
+        let data = self.seek(SeekFrom::Data(file_offset(from)), from, end);
+        holes::overlooked(self.memfd.as_fd(), PageRange::new(from, data.max(from))).unwrap_or(data)
     }
 
     /// The first page from `from` on that has no memory, at most `end`. The kernel walks all pages up to there, also those behind
