@@ -20,6 +20,8 @@
 #define VKSVM_PTE_ZERO 64
 // The last page of its VMA: an object that straddles its end is out of bounds.
 #define VKSVM_PTE_LAST 128
+// The frame is the home page itself, in host memory (host only).
+#define VKSVM_PTE_HOME 256
 // Never set in an entry: a kernel that adds it to what it asks for always takes the slow path.
 #define VKSVM_PTE_NEVER 2048
 #define VKSVM_PTE_FLAGS 4095

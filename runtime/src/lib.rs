@@ -29,6 +29,7 @@ pub use mm::copy::SnapshotError;
 pub use mm::heap::{Heap, HeapError, SvmBox, SvmMap, SvmVec};
 pub use mm::ops::{MapRequest, Mapping, OpError};
 pub use mm::pages::{PageInfo, PageState};
+pub use mm::state::Placement;
 pub use mm::vma::Permission;
 pub use observe::Stats;
 pub use svm::{Builder, FaultMode, Info, OpenError, Svm};

@@ -11,6 +11,7 @@ use crate::mm::copy::SnapshotError;
 use crate::mm::heap::Heap;
 use crate::mm::ops::{MapRequest, Mapping, OpError};
 use crate::mm::space::AddressSpace;
+use crate::mm::state::Placement;
 use crate::mm::views::{DEFAULT_RESERVATION, OwnedViews, ViewsError};
 use crate::mm::vma::Permission;
 use crate::observe::{Counters, Stats};
@@ -64,6 +65,7 @@ pub struct Builder {
     validation: Option<bool>,
     copy_path: Option<CopyPath>,
     prefetch: Option<bool>,
+    placement: Option<Placement>,
     direct_arrays: Option<bool>,
     fault_mode: Option<FaultMode>,
     poll_limit: Option<u32>,
@@ -185,6 +187,14 @@ impl Builder {
         self
     }
 
+    /// Where pages are that kernels use and for which nothing else says it: copied to the device, or mapped at home where they are.
+    /// Where the device cannot map home pages, they are copied. Environment: `VKSVM_PLACEMENT` (`copy` or `remote`). Default: copied.
+    #[must_use]
+    pub fn placement(mut self, placement: Placement) -> Self {
+        self.placement = Some(placement);
+        self
+    }
+
     /// Passes array arguments by device address where their frames are contiguous and resident. Without, every access is translated
     /// and checked, which finds kernels that leave their arrays. Environment: `VKSVM_ARRAYS=0` switches it off. Default: on.
     #[must_use]
@@ -278,6 +288,7 @@ impl Builder {
             live,
             poll_limit: self.poll_limit.unwrap_or(1 << 26),
             time_limit: self.time_limit,
+            placement: self.placement.map_or_else(placement_from_environment, Ok)?,
             prefetch: self.prefetch.unwrap_or_else(|| variable("VKSVM_PREFETCH").is_none_or(|value| value != "0")),
             direct_arrays: self
                 .direct_arrays
@@ -384,6 +395,18 @@ fn copy_path_from_environment() -> Result<CopyPath, OpenError> {
             name: "VKSVM_COPY",
             value: value.into(),
             reason: "expected auto or staging".into(),
+        }),
+    }
+}
+
+fn placement_from_environment() -> Result<Placement, OpenError> {
+    match variable("VKSVM_PLACEMENT").as_deref() {
+        None | Some("copy") => Ok(Placement::Copy),
+        Some("remote") => Ok(Placement::Remote),
+        Some(value) => Err(OpenError::Option {
+            name: "VKSVM_PLACEMENT",
+            value: value.into(),
+            reason: "expected copy or remote".into(),
         }),
     }
 }

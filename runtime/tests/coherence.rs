@@ -12,8 +12,9 @@ mod common;
 use common::{seed, soft, trackers};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use vksvm::device::soft::{SoftContext, SoftOptions};
+use vksvm::mm::ops::Span;
 use vksvm::{Heap, Kernel, Svm, SvmVec, TrackerKind};
 
 /// What an actor does with a word.
@@ -206,13 +207,42 @@ fn watchdog(seconds: u64) -> impl Drop {
     Stop(Some(stop))
 }
 
+/// When the last actor of a round has ended, so has the round.
+struct Ended<'a>(&'a AtomicBool, &'a AtomicUsize);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if self.1.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Pins pages at home and unpins them, in random order, until told to stop.
+fn pin_at_random(svm: &Svm, pages: &[u64], seed: u64, stop: &AtomicBool) {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let space = svm.address_space();
+    while !stop.load(Ordering::Relaxed) {
+        let start = vksvm::addr::VirtAddr(pages[random.random_range(0..pages.len())]);
+        let span = Span { start, bytes: 4096 };
+        if random.random_bool(0.5) { space.pin_home(span) } else { space.unpin_home(span) }.unwrap();
+        std::thread::yield_now();
+    }
+}
+
 fn fuzz(tracker: TrackerKind, devices: usize, frames: u32, seed: u64) {
+    fuzz_with(tracker, devices, frames, seed, false);
+}
+
+/// With `pinning`, pages are pinned at home and unpinned all the time, and the last device cannot map home pages.
+fn fuzz_with(tracker: TrackerKind, devices: usize, frames: u32, seed: u64, pinning: bool) {
     let rounds = std::env::var("VKSVM_FUZZ_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(100);
     let _watchdog = watchdog(60 + 5 * rounds);
     let mut random = SmallRng::seed_from_u64(seed);
     let mut svms: Vec<Svm> = Vec::new();
     for number in 0..devices {
-        let options = SoftOptions { workers: 1 + number % 2, seed: Some(seed), ..SoftOptions::default() };
+        let imports = number == 0 || number + 1 < devices;
+        let options = SoftOptions { workers: 1 + number % 2, seed: Some(seed), imports, ..SoftOptions::default() };
         let svm = soft(tracker, |builder| {
             let builder = builder.soft_device(options).frames(frames);
             svms.first().map_or_else(|| builder.clone(), |first| builder.clone().share_heap_with(first))
@@ -228,17 +258,32 @@ fn fuzz(tracker: TrackerKind, devices: usize, frames: u32, seed: u64) {
     let mut counters = Tracked { memory: heap.vec_zeroed(COUNTERS).unwrap(), expected: vec![0; COUNTERS] };
     for round in 0..rounds {
         let scripts = scripts(&mut random, CPU_THREADS + devices, &mut pool, &mut counters);
+        let allocations = pool.iter().chain([&counters]);
+        let pages: Vec<u64> = allocations
+            .flat_map(|tracked| (0..tracked.expected.len()).step_by(1024).map(|word| tracked.address(word) & !4095))
+            .collect();
+        let done = AtomicBool::new(false);
+        let working = AtomicUsize::new(CPU_THREADS + devices);
         std::thread::scope(|scope| {
+            let (done, working, svm, pages) = (&done, &working, &svms[0], &pages);
+            if pinning {
+                let seed = random.random();
+                scope.spawn(move || pin_at_random(svm, pages, seed, done));
+            }
             for (number, script) in scripts.iter().enumerate() {
                 let (heap, kernels) = (&heap, &kernels);
-                scope.spawn(move || match number.checked_sub(CPU_THREADS) {
-                    None => {
-                        let results: Vec<u32> =
-                            script.operations.iter().map(|&operation| operate_on_cpu(operation)).collect();
-                        script.check(&format!("round {round}, CPU thread {number}"), &results);
-                    }
-                    Some(device) => {
-                        run_on_device(heap, &kernels[device], script, &format!("round {round}, device {device}"));
+                scope.spawn(move || {
+                    // However this thread ends.
+                    let _ended = Ended(done, working);
+                    match number.checked_sub(CPU_THREADS) {
+                        None => {
+                            let results: Vec<u32> =
+                                script.operations.iter().map(|&operation| operate_on_cpu(operation)).collect();
+                            script.check(&format!("round {round}, CPU thread {number}"), &results);
+                        }
+                        Some(device) => {
+                            run_on_device(heap, &kernels[device], script, &format!("round {round}, device {device}"));
+                        }
                     }
                 });
             }
@@ -277,6 +322,15 @@ fn two_devices_and_cpu_threads_agree_with_the_oracle() {
 fn four_devices_and_cpu_threads_agree_with_the_oracle() {
     let seed = seed();
     trackers().into_iter().for_each(|tracker| fuzz(tracker, 4, 26, seed));
+}
+
+#[test]
+fn pages_that_are_pinned_at_home_and_unpinned_meanwhile_agree_with_the_oracle() {
+    let seed = seed();
+    for tracker in trackers() {
+        fuzz_with(tracker, 1, 24, seed, true);
+        fuzz_with(tracker, 3, 24, seed, true);
+    }
 }
 
 /// Every workgroup needs all pages at once, for writing, and so does every other device and the CPU.

@@ -71,6 +71,8 @@ pub mod pte {
     pub const PENDING: u64 = PENDING_READ | PENDING_WRITE;
     /// The frame is the shared zero frame.
     pub const ZERO: u64 = define("VKSVM_PTE_ZERO") as u64;
+    /// The frame is the home page itself.
+    pub const HOME: u64 = define("VKSVM_PTE_HOME") as u64;
     /// The page is the last of its VMA.
     pub const LAST: u64 = define("VKSVM_PTE_LAST") as u64;
     /// Never set in an entry; see the layout file.

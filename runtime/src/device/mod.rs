@@ -32,6 +32,8 @@ pub struct DeviceInfo {
     pub is_cpu: bool,
     /// Whether frames are mapped by the host, so that pages are copied straight in.
     pub host_mapped_frames: bool,
+    /// Whether home memory can be imported, so that kernels reach home pages themselves.
+    pub import: Option<HostImport>,
     /// Bytes of memory that frames may take.
     pub memory_bytes: u64,
     /// Bytes of push constants.
@@ -42,6 +44,16 @@ pub struct DeviceInfo {
     pub workgroup_size: [u32; 3],
     /// Largest dispatch in x and y, in workgroups.
     pub dispatch: [u32; 2],
+}
+
+/// How a device imports memory of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostImport {
+    /// Pages that are imported together, a power of two.
+    pub window_pages: u32,
+    /// Whether imported memory follows the host's mapping, page by page. Where it does not, the pages of the moment are pinned,
+    /// and an import over pages that were given back since is stale.
+    pub follows: bool,
 }
 
 /// A device operation failed.
@@ -121,6 +133,12 @@ pub trait Slab: Send + Sync {
     fn bytes(&self) -> usize;
 }
 
+/// Home memory that was imported. Given back on drop.
+pub trait HomeWindow: Send + Sync {
+    /// Where kernels find its first byte.
+    fn address(&self) -> DeviceAddress;
+}
+
 /// A copy between home pages and frames. Both sides are contiguous.
 #[derive(Clone, Copy, Debug)]
 pub struct PageCopy {
@@ -177,6 +195,16 @@ pub trait Device: Send + Sync {
 
     /// Takes a slab of frames; contents are undefined.
     fn slab(&self, bytes: usize) -> Result<Arc<dyn Slab>, DeviceError>;
+
+    /// Lets kernels reach `bytes` of the host's memory from `host` on, coherently; both are multiples of the window that
+    /// [`DeviceInfo::import`] names, but for the last.
+    ///
+    /// # Safety
+    /// The memory must stay mapped for reading and writing while the window lives.
+    unsafe fn import(&self, host: NonNull<u8>, bytes: usize) -> Result<Arc<dyn HomeWindow>, DeviceError> {
+        let _ = (host, bytes);
+        Err(DeviceError::Call { call: "import", reason: "not supported by this device".into() })
+    }
 
     /// Copies home pages to frames; when it returns, later dispatches see the data.
     ///

@@ -9,6 +9,7 @@
 use super::LaunchError;
 use super::execute::{Executor, Job};
 use crate::addr::{Access, PageRange};
+use crate::mm::state::Placement;
 use crate::service::{DeviceMirror, GateGuard, PageFault};
 
 /// An array among a launch's arguments.
@@ -54,7 +55,9 @@ impl Executor {
     /// kernel runs, faults as everything else does.
     pub(super) fn bring_arrays(&mut self, job: &Job) -> Result<(), LaunchError> {
         let pages: u64 = job.arrays.iter().map(|array| u64::from(array.pages.len())).sum();
-        if !self.passes_arrays(job) || pages > u64::from(self.mirror.frames().limit) / 4 * 3 {
+        let take_frames = self.options.placement == Placement::Copy || self.mirror.device().info().import.is_none();
+        let too_many = take_frames && pages > u64::from(self.mirror.frames().limit) / 4 * 3;
+        if !self.passes_arrays(job) || too_many {
             return Ok(());
         }
         let mirror = self.mirror.clone();

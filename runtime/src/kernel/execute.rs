@@ -26,6 +26,7 @@ use crate::device::{DeviceError, Dispatch, FaultQueue, LiveUnit, SharedMemory, S
 use crate::hmm::Mirror;
 use crate::mm::heap::Heap;
 use crate::mm::space::AddressSpace;
+use crate::mm::state::Placement;
 use crate::mm::vma::Permission;
 use crate::observe::{Counters, Stats};
 use crate::service::{DeviceMirror, PageFault, Service};
@@ -102,6 +103,8 @@ pub(crate) struct ExecutorOptions {
     pub(crate) count_translations: bool,
     pub(crate) trap_untranslated: bool,
     pub(crate) prefetch: bool,
+    /// Where pages are to be for which nothing says otherwise.
+    pub(crate) placement: Placement,
     pub(crate) direct_arrays: bool,
     /// Wait for pages inside kernels, in these units.
     pub(crate) live: Option<LiveUnit>,
@@ -202,7 +205,7 @@ impl Executor {
         // SAFETY: the control block has this size and no dispatch uses it yet.
         unsafe { mirror.epochs().control().host().cast::<Control>().write(block) };
         Ok(Self {
-            service: Service::new(space.clone(), mirror.clone(), registration, options.prefetch),
+            service: Service::new(space.clone(), mirror.clone(), registration, options.prefetch, options.placement),
             space,
             heap,
             mirror,

@@ -114,7 +114,8 @@ impl AddressSpace {
     fn hold_still(&self, range: PageRange) -> Result<(), OpError> {
         let pages = &self.home().pages;
         let on_device = |page: &PageIndex| matches!(pages.state(*page), PageState::Device(_));
-        if range.iter().any(|page| on_device(&page)) {
+        let in_use = |page| matches!(pages.state(page), PageState::Device(_) | PageState::Remote);
+        if range.iter().any(in_use) {
             let bracket = self.notifiers().invalidate(range, Event::ProtectionPage, None, Blocking::Yes)?;
             range.iter().filter(on_device).for_each(|page| pages.set_state(page, PageState::Shared));
             drop(bracket);

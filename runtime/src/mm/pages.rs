@@ -18,6 +18,7 @@ const LOCKED: u32 = 1 << 2;
 const WAITED_FOR: u32 = 1 << 3;
 const ACCESSED: u32 = 1 << 4;
 const DIRTY: u32 = 1 << 5;
+const PINNED: u32 = 1 << 6;
 const OWNER_SHIFT: u32 = 8;
 const OWNER: u32 = 0xff << OWNER_SHIFT;
 const FAULTS_SHIFT: u32 = 16;
@@ -36,6 +37,8 @@ pub enum PageState {
     Shared,
     /// One device may read and write its frame; the CPU may do neither.
     Device(DeviceNumber),
+    /// The home page is the truth, CPU and devices read and write it where it is; no device has a copy.
+    Remote,
 }
 
 /// What is known about a page.
@@ -49,6 +52,8 @@ pub struct PageInfo {
     pub dirty: bool,
     /// Device faults serviced on the page, up to 65,535.
     pub faults: u32,
+    /// Devices that can are to map the home page itself; see [`PageRecords::pin_home`].
+    pub pinned_home: bool,
 }
 
 /// The records of all pages: anonymous memory that costs nothing until a page is used.
@@ -94,6 +99,7 @@ impl PageRecords {
             accessed: record & ACCESSED != 0,
             dirty: record & DIRTY != 0,
             faults: record >> FAULTS_SHIFT,
+            pinned_home: record & PINNED != 0,
         }
     }
 
@@ -108,10 +114,21 @@ impl PageRecords {
             PageState::Cpu => 0,
             PageState::Shared => 1,
             PageState::Device(device) => 2 | (u32::from(device.0) << OWNER_SHIFT),
+            PageState::Remote => 3,
         };
         let record = self.record(page);
         debug_assert!(record.load(Ordering::Relaxed) & LOCKED != 0, "the state of {page} changes without its lock");
         self.update(page, |old| old & !(STATE | OWNER) | bits);
+    }
+
+    /// Says whether devices that can are to map the home page itself when they next ask for the page, instead of copying it.
+    /// Takes effect at the next fault; what is mapped stays as it is. Needs no lock.
+    pub fn pin_home(&self, page: PageIndex, pinned: bool) {
+        if pinned {
+            self.record(page).fetch_or(PINNED, Ordering::AcqRel);
+        } else {
+            self.record(page).fetch_and(!PINNED, Ordering::AcqRel);
+        }
     }
 
     /// Carries a device's accessed and dirty bits over.
@@ -202,6 +219,7 @@ fn state_of(record: u32) -> PageState {
     match record & STATE {
         0 => PageState::Cpu,
         1 => PageState::Shared,
+        3 => PageState::Remote,
         _ => PageState::Device(DeviceNumber(((record & OWNER) >> OWNER_SHIFT) as u8)),
     }
 }

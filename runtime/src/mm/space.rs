@@ -11,6 +11,7 @@
 //! | write | `Shared` | `Migrate` | `Cpu` | read-write |
 //! | read | `Device` | `ProtectionPage` (dirty data comes home, the frame stays readable) | `Shared` | read-only |
 //! | write | `Device` | `Migrate` (dirty data comes home, the frame goes) | `Cpu` | read-write |
+//! | read or write | `Remote` | none | `Remote` | read-write |
 //!
 //! The mapping is changed only after the bracket has started, and before it ends: what the device wrote is at home before the
 //! CPU can read it (I3), and no device entry to a copy is left when the CPU may write (I2).
@@ -184,7 +185,8 @@ impl AddressSpace {
         let span = PageRange::new(unit.start, unit.end.max(PageIndex(fault.page.0.saturating_add(ahead))));
         let _pages = self.home.pages.lock(span);
         // A store takes pages away from devices, which those ahead may never need: only loads, and what no device has, go ahead.
-        let takes_away = fault.access == Access::Write && self.home.pages.state(fault.page) != PageState::Cpu;
+        let copied = matches!(self.home.pages.state(fault.page), PageState::Shared | PageState::Device(_));
+        let takes_away = fault.access == Access::Write && copied;
         let span = if takes_away { unit } else { self.alike(unit, span) };
         let resolved = match self.resolve(span, fault.access, allowed) {
             // What lies ahead may not be watched at all.
@@ -252,9 +254,9 @@ impl AddressSpace {
         unsafe { self.home.views.alias_ptr(page.start).read_volatile() };
         let state = self.home.pages.state(page.start);
         let (event, becomes) = match (access, state) {
-            (_, PageState::Cpu) | (Access::Read, PageState::Shared) => return Ok(()),
+            (_, PageState::Cpu | PageState::Remote) | (Access::Read, PageState::Shared) => return Ok(()),
             (Access::Read, PageState::Device(_)) => (Event::ProtectionPage, PageState::Shared),
-            (Access::Write, _) => (Event::Migrate, PageState::Cpu),
+            (Access::Write, PageState::Shared | PageState::Device(_)) => (Event::Migrate, PageState::Cpu),
         };
         let bracket = self.notifiers.invalidate(page, event, None, Blocking::Yes)?;
         self.home.pages.set_state(page.start, becomes);
@@ -288,11 +290,13 @@ impl AddressSpace {
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let pages = &self.home.pages;
         let states = unit.iter().map(|page| pages.state(page));
-        let Touch { event, becomes, protection } = state::touch(states, access, allowed);
+        let touch = state::touch(states, access, allowed);
+        let Touch { event, protection, .. } = touch;
         let bracket = event.map(|event| self.notifiers.invalidate(unit, event, None, Blocking::Yes)).transpose()?;
         for page in unit.iter() {
-            if pages.state(page) != PageState::Cpu {
-                pages.set_state(page, becomes);
+            let (old, new) = (pages.state(page), state::touched(pages.state(page), &touch));
+            if old != new {
+                pages.set_state(page, new);
             }
         }
         self.tracker.map(unit, protection)?;

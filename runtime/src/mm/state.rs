@@ -10,6 +10,7 @@
 //! | `Cpu` | newest | read-write | none |
 //! | `Shared` | newest | read-only | read-only |
 //! | `Device(d)` | older, once d's entry is dirty | none | read-write on d, none elsewhere |
+//! | `Remote` | newest | read-write | to the home page itself, on any devices, and to no copy |
 //!
 //! "At most": a mapping or entry that is missing is found out by a fault, and costs time only.
 
@@ -24,12 +25,22 @@ mod model;
 #[cfg(test)]
 mod search;
 
+/// Where a page that a device asks for is to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Placement {
+    /// In a frame: the page is copied.
+    #[default]
+    Copy,
+    /// At home: the device maps the home page itself, and nothing is copied.
+    Remote,
+}
+
 /// What a CPU touch brings about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Touch {
     /// What devices are told before the mapping changes; nothing if none is concerned.
     pub(crate) event: Option<Event>,
-    /// The new state of pages that were not `Cpu`.
+    /// The new state of pages of which devices have copies; see [`touched`].
     pub(crate) becomes: PageState,
     /// What the CPU may do afterwards.
     pub(crate) protection: Protection,
@@ -49,6 +60,14 @@ pub(crate) fn touch(states: impl Iterator<Item = PageState>, access: Access, all
         Access::Read => (None, PageState::Shared, Protection::ReadOnly),
     };
     Touch { event, becomes, protection }
+}
+
+/// The state of a page after the touch: a page without copies keeps its own.
+pub(crate) fn touched(state: PageState, touch: &Touch) -> PageState {
+    match state {
+        PageState::Cpu | PageState::Remote => state,
+        PageState::Shared | PageState::Device(_) => touch.becomes,
+    }
 }
 
 /// What the app view must lose before a page is copied to a device.
@@ -71,16 +90,28 @@ pub(crate) struct Quiet {
     pub(crate) others: bool,
 }
 
-/// A page in `state` is wanted by the device whose state is `own`.
-pub(crate) fn quiet(state: PageState, own: PageState, write: bool) -> Quiet {
+/// A page in `state` is wanted by the device whose state is `own`, whose entry was shed if it had to be ([`sheds`]).
+pub(crate) fn quiet(state: PageState, own: PageState, write: bool, placement: Placement) -> Quiet {
+    let elsewhere = matches!(state, PageState::Device(_)) && state != own;
+    if placement == Placement::Remote {
+        // Nobody may keep a copy; the CPU keeps what it has.
+        return Quiet { lose: Lose::Nothing, others: elsewhere || state == PageState::Shared };
+    }
     let lose = match state {
         PageState::Device(_) => Lose::Nothing,
         _ if write => Lose::All,
         PageState::Shared => Lose::Nothing,
-        PageState::Cpu => Lose::Stores,
+        PageState::Cpu | PageState::Remote => Lose::Stores,
     };
-    let elsewhere = matches!(state, PageState::Device(_)) && state != own;
-    Quiet { lose, others: elsewhere || (write && state == PageState::Shared) }
+    // Who maps the home page itself would not see what is stored to a copy.
+    let others = elsewhere || state == PageState::Remote || (write && state == PageState::Shared);
+    Quiet { lose, others }
+}
+
+/// Whether the device's own entry must be taken, and what is dirty in it brought home, before it can be placed as asked.
+pub(crate) fn sheds(entry: u64, placement: Placement) -> bool {
+    let wrong = if placement == Placement::Remote { 0 } else { pte::HOME };
+    entry & pte::VALID != 0 && entry & pte::HOME == wrong
 }
 
 /// How a device's entry comes to translate.
@@ -94,13 +125,18 @@ pub(crate) enum Fill {
     ZeroFrame,
     /// A frame of its own, filled from the home page.
     Frame,
+    /// The home page itself.
+    Home,
 }
 
-/// What `entry` needs. `owned`: the page's state names this device; `has_data`: the home page was ever written.
-pub(crate) fn fill(entry: u64, owned: bool, write: bool, has_data: bool) -> Fill {
+/// What `entry`, shed if it had to be, needs. `owned`: the page's state names this device; `has_data`: the home page was ever
+/// written.
+pub(crate) fn fill(entry: u64, owned: bool, write: bool, has_data: bool, placement: Placement) -> Fill {
     let mapped = entry & pte::VALID != 0;
     if mapped && (!write || entry & pte::WRITABLE != 0) {
         Fill::Nothing
+    } else if placement == Placement::Remote {
+        if mapped { Fill::Upgrade } else { Fill::Home }
     } else if mapped && entry & pte::ZERO == 0 {
         Fill::Upgrade
     } else if !write && !owned && !has_data {
@@ -110,8 +146,11 @@ pub(crate) fn fill(entry: u64, owned: bool, write: bool, has_data: bool) -> Fill
     }
 }
 
-/// The state after device `own` got its entry, and whether a new entry is writable.
-pub(crate) fn commit(state: PageState, own: PageState, write: bool) -> (PageState, bool) {
+/// The state after device `own` got its entry, and whether a new entry is writable, as far as its VMA permits.
+pub(crate) fn commit(state: PageState, own: PageState, write: bool, placement: Placement) -> (PageState, bool) {
+    if placement == Placement::Remote {
+        return (PageState::Remote, true);
+    }
     let owned = write || state == own;
     (if owned { own } else { PageState::Shared }, owned)
 }
@@ -125,6 +164,11 @@ pub(crate) enum LetGo {
     BringHome,
     /// Entries and frames go; contents do not matter any more.
     Drop,
+}
+
+/// Whether an entry's dirty bit means that its page is to be copied home: an entry for the home page itself has no copy.
+pub(crate) fn comes_home(entry: u64) -> bool {
+    entry & pte::DIRTY != 0 && entry & pte::HOME == 0
 }
 
 /// What a mirror does about an event.

@@ -45,7 +45,9 @@ impl PageWalk for HomeWalk<'_> {
             let info = home.pages.info(page);
             let entry = PageEntry {
                 valid: has_memory && !matches!(info.state, PageState::Device(_)),
-                write: has_memory && info.state == PageState::Cpu && vma.permission() == Permission::ReadWrite,
+                write: has_memory
+                    && matches!(info.state, PageState::Cpu | PageState::Remote)
+                    && vma.permission() == Permission::ReadWrite,
                 accessed: info.accessed,
                 dirty: info.dirty,
                 ..PageEntry::default()

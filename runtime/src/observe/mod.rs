@@ -57,6 +57,8 @@ counters! {
     pages_out,
     /// Pages mapped on a device that nobody had written: no copy.
     pages_zero,
+    /// Home pages that a device maps themselves: no copy.
+    pages_remote,
     /// Frames taken from pages to make room for others.
     evictions,
     /// Commits that were undone because an invalidation came between.

@@ -57,7 +57,7 @@ impl Service {
         let Some(_page) = pages.try_lock(page) else { return false };
         let mut state = mirror.lock();
         let entry = state.table.load(page);
-        if entry & pte::VALID == 0 || entry & pte::ZERO != 0 {
+        if entry & pte::VALID == 0 || entry & (pte::ZERO | pte::HOME) != 0 {
             return false;
         }
         mirror.take_away(&mut state, PageRange::single(page), true);

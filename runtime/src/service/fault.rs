@@ -4,7 +4,7 @@
 //!
 //! 1. look up VMA and states (under `mm`, read);
 //! 2. make the CPU side let go: write-protect what will be shared, unmap what the device will own, and have other devices
-//!    let go; from here on the home pages do not change;
+//!    let go; from here on the home pages do not change, except those that the device is to map themselves;
 //! 3. find out which pages have contents at all, and take frames (under the update lock);
 //! 4. copy in, without any lock a notifier callback takes;
 //! 5. under the update lock: if the range says retry, give the frames back and start over; else write the entries.
@@ -16,7 +16,7 @@
 use super::coalesce::{PageFault, Span, deduplicate, spans};
 use super::contents::Contents;
 use super::mirror::{CopyList, DeviceMirror, MirrorState};
-use crate::addr::{Access, FrameIndex, PageIndex, PageRange};
+use crate::addr::{Access, DeviceAddress, FrameIndex, PageIndex, PageRange};
 use crate::device::DeviceError;
 use crate::device::layout::pte;
 use crate::hmm::{
@@ -24,7 +24,8 @@ use crate::hmm::{
 };
 use crate::mm::pages::PageState;
 use crate::mm::space::AddressSpace;
-use crate::mm::state::{Fill, Lose, Quiet, commit, fill, quiet};
+use crate::mm::state::{Fill, Lose, Placement, Quiet, commit, fill, quiet};
+use crate::mm::views::ViewsError;
 use crate::mm::vma::{Permission, Vma};
 use crate::observe::Counters;
 use crate::policy::Prefetch;
@@ -45,6 +46,9 @@ pub enum ServiceError {
     /// The CPU side could not be protected.
     #[error(transparent)]
     Track(#[from] TrackError),
+    /// Home pages that the device was to map could not be given memory.
+    #[error(transparent)]
+    Memory(#[from] ViewsError),
     /// Another device, or the address space, is going away.
     #[error("the range protocol refused {pages:?}: {reason}")]
     Range {
@@ -85,6 +89,8 @@ enum Action {
     Zero(FrameIndex),
     /// The shared zero frame.
     ZeroFrame,
+    /// The home page itself, at this address.
+    Home(DeviceAddress),
     /// No frame was left.
     Short,
     /// No frame was left that was not being changed by somebody else at the moment: the page is left to the next round.
@@ -124,20 +130,31 @@ pub struct Service {
     /// Whether pages are mapped that nobody asked for.
     pub(super) prefetch: bool,
     pub(super) streams: Prefetch,
+    /// Where pages are to be for which nothing says otherwise.
+    pub(super) placement: Placement,
     access: Vec<Option<Access>>,
+    pub(super) placements: Vec<Placement>,
     actions: Vec<Action>,
     copies: CopyList,
     zeros: CopyList,
-    contents: Contents,
+    pub(super) contents: Contents,
     runs: Vec<(Lose, PageRange)>,
 }
 
 impl Service {
     /// A service that fills `mirror`, registered as `registration`, from `space`.
-    /// It maps neighbours of what is asked for only if `prefetch`.
-    pub fn new(space: Arc<AddressSpace>, mirror: Arc<DeviceMirror>, registration: Arc<Mirror>, prefetch: bool) -> Self {
+    /// It maps neighbours of what is asked for only if `prefetch`, and pages without a wish of their own as `placement` says.
+    pub fn new(
+        space: Arc<AddressSpace>,
+        mirror: Arc<DeviceMirror>,
+        registration: Arc<Mirror>,
+        prefetch: bool,
+        placement: Placement,
+    ) -> Self {
         Self {
             prefetch,
+            placement,
+            placements: Vec::new(),
             streams: Prefetch::default(),
             space,
             mirror,
@@ -264,6 +281,8 @@ impl Service {
             let seq = range.begin();
             drop(fast);
             self.want(span, faults);
+            self.place(span.pages);
+            self.shed(span.pages);
             let bracket = self.quiet_cpu_side(span.pages, current.range, &range)?;
             self.plan(span.pages, &current)?;
             self.copy_in()?;
@@ -279,7 +298,7 @@ impl Service {
                 retry.collided();
                 continue;
             }
-            served.short += self.commit(&mut state, span.pages, ends.then_some(current.range.end));
+            served.short += self.commit(&mut state, span.pages, &current, ends);
             drop(state);
             drop(bracket);
             drop(pages);
@@ -320,7 +339,7 @@ impl Service {
         vma: PageRange,
         range: &'r Range<'_>,
     ) -> Result<Option<Invalidation<'r>>, ServiceError> {
-        let Self { space, mirror, access, runs, .. } = self;
+        let Self { space, mirror, access, placements, runs, .. } = self;
         let pages = &space.home().pages;
         let own = PageState::Device(mirror.number());
         let tracker = space.tracker();
@@ -328,7 +347,8 @@ impl Service {
         runs.clear();
         for (index, page) in span.iter().enumerate() {
             let state = pages.state(page);
-            let Quiet { lose, others } = quiet(state, own, access[index] == Some(Access::Write));
+            let write = access[index] == Some(Access::Write);
+            let Quiet { lose, others } = quiet(state, own, write, placements[index]);
             elsewhere |= others;
             match runs.last_mut() {
                 Some((last, run)) if *last == lose => run.end = page.plus(1),
@@ -361,17 +381,24 @@ impl Service {
         self.copies.clear();
         self.zeros.clear();
         self.contents.look(&home.views, span);
+        self.give_memory(span)?;
         let mut state = mirror.lock();
         for page in span.iter() {
             let has_data = self.contents.has(page);
             let access = self.access[self.actions.len()];
+            let placement = self.placements[self.actions.len()];
             let write = access == Some(Access::Write);
             let entry = state.table.load(page);
             let owned = home.pages.state(page) == own;
-            let action = match fill(entry, owned, write, has_data) {
+            let action = match fill(entry, owned, write, has_data, placement) {
                 Fill::Nothing => Action::Nothing,
                 Fill::Upgrade => Action::Upgrade,
                 Fill::ZeroFrame => Action::ZeroFrame,
+                Fill::Home => match mirror.home_address(&mut state, page) {
+                    Some(address) => Action::Home(address),
+                    // It was there when the placement was chosen, and somebody forgot it: the page is left to the next round.
+                    None => Action::Busy,
+                },
                 Fill::Frame => {
                     let mut taken = match state.frames.place(mirror.device.as_ref(), vma.range, page) {
                         Ok(frame) => Ok(frame.map_or(Taken::Nothing, Taken::Frame)),
@@ -440,18 +467,21 @@ impl Service {
         Ok(())
     }
 
-    /// Step 5: writes entries and states. No object may straddle `end`. Returns how many pages found no frame.
-    fn commit(&mut self, state: &mut MirrorState, span: PageRange, end: Option<PageIndex>) -> usize {
+    /// Step 5: writes entries and states. If the VMA `ends` a mapping, no object may straddle its end. Returns how many pages
+    /// found no frame.
+    fn commit(&mut self, state: &mut MirrorState, span: PageRange, vma: &Vma, ends: bool) -> usize {
+        let end = ends.then_some(vma.range.end);
+        let permitted = vma.permission() == Permission::ReadWrite;
         let pages = &self.space.home().pages;
         let counters = &self.mirror.counters;
         let own = PageState::Device(self.mirror.number());
-        let (mut short, mut faulted, mut filled, mut zero) = (0, 0, 0, 0);
+        let (mut short, mut faulted, mut filled, mut zero, mut remote) = (0, 0, 0, 0, 0);
         for (index, page) in span.iter().enumerate() {
             let asked = self.access[index];
             let write = asked == Some(Access::Write);
-            let (becomes, writable) = commit(pages.state(page), own, write);
+            let (becomes, writable) = commit(pages.state(page), own, write, self.placements[index]);
             let mut flags = pte::VALID;
-            if writable {
+            if writable && permitted {
                 flags |= pte::WRITABLE;
             }
             if Some(page.plus(1)) == end {
@@ -482,6 +512,10 @@ impl Service {
                     state.table.store(page, zero_frame, pte::ZERO | (flags & !pte::WRITABLE));
                     zero += 1;
                 }
+                Action::Home(address) => {
+                    state.table.store(page, address, pte::HOME | flags);
+                    remote += 1;
+                }
             }
             pages.set_state(page, becomes);
             if asked.is_some() {
@@ -497,6 +531,7 @@ impl Service {
         Counters::add(&counters.pages_faulted, faulted);
         Counters::add(&counters.pages_filled, filled);
         Counters::add(&counters.pages_zero, zero);
+        Counters::add(&counters.pages_remote, remote);
         Counters::add(&counters.pages_in, self.copies.pages.len() as u64);
         short
     }

@@ -11,13 +11,14 @@
 //!   also holds the page's lock; callbacks run for someone who holds it.
 
 use super::epochs::Epochs;
+use super::windows::Windows;
 use crate::addr::{Access, DeviceAddress, PAGE_SHIFT, PAGE_SIZE, PageIndex, PageRange};
 use crate::device::layout::{SINK_BYTES, pte};
 use crate::device::{Device, DeviceError, FramePool, PageCopy, PageTable, SharedMemory, SharedUse, frame_of};
 use crate::hmm::{Blocking, Event, InvalidateInfo, MirrorOps, OwnerId, PageEntry, PageWalk, Walked, WouldBlock};
 use crate::mm::pages::{DeviceNumber, PageState};
 use crate::mm::space::Home;
-use crate::mm::state::{LetGo, evicted, let_go};
+use crate::mm::state::{LetGo, comes_home, evicted, let_go};
 use crate::observe::Counters;
 use crate::rank::{Rank, RankedMutex, RankedMutexGuard};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use std::time::Instant;
 pub(super) struct MirrorState {
     pub(super) table: PageTable,
     pub(super) frames: FramePool,
+    pub(super) windows: Windows,
     /// Pages whose newest contents went down with the device.
     lost: Vec<PageIndex>,
 }
@@ -73,7 +75,12 @@ impl DeviceMirror {
             gate: RankedMutex::new(Rank::DeviceGate, ()),
             update: RankedMutex::new(
                 Rank::MirrorUpdate,
-                MirrorState { table, frames: FramePool::new(frame_limit), lost: Vec::new() },
+                MirrorState {
+                    table,
+                    frames: FramePool::new(frame_limit),
+                    windows: Windows::default(),
+                    lost: Vec::new(),
+                },
             ),
             sinks,
             epochs,
@@ -225,10 +232,12 @@ impl DeviceMirror {
             if entry & pte::ZERO != 0 {
                 continue;
             }
-            if entry & pte::DIRTY != 0 && bring_home {
+            if comes_home(entry) && bring_home {
                 copies.push(page, self.home.views.alias_ptr(page), frame_of(entry), 1);
             }
-            frames.extend(state.frames.at(frame_of(entry)));
+            if entry & pte::HOME == 0 {
+                frames.extend(state.frames.at(frame_of(entry)));
+            }
         }
         self.copy_home(state, &copies);
         for frame in frames {
@@ -253,7 +262,7 @@ impl DeviceMirror {
         for (page, entry) in taken {
             let late = state.table.clear_flags(page, pte::DIRTY) & pte::DIRTY;
             self.collect(page, entry | late);
-            if (entry | late) & pte::DIRTY != 0 {
+            if comes_home(entry | late) {
                 copies.push(page, self.home.views.alias_ptr(page), frame_of(entry), 1);
             }
         }
@@ -316,6 +325,9 @@ impl MirrorOps for DeviceMirror {
         if info.event == Event::Unmap {
             state.frames.forget(info.pages);
         }
+        if let_go(info.event) == LetGo::Drop {
+            self.forget_home(&mut state, info.pages);
+        }
         Ok(())
     }
 
@@ -324,6 +336,7 @@ impl MirrorOps for DeviceMirror {
         let mut state = self.update.lock();
         let all = PageRange::of_len(PageIndex(0), state.table.pages());
         self.take_away(&mut state, all, true);
+        state.windows.close();
     }
 }
 

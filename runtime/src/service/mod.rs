@@ -11,6 +11,8 @@ mod epochs;
 mod evict;
 mod fault;
 mod mirror;
+mod place;
+mod windows;
 
 pub use coalesce::{PageFault, Span};
 pub use epochs::Epochs;

@@ -7,5 +7,6 @@ mod faults;
 mod mappings;
 mod plain;
 mod pressure;
+mod remote;
 mod rewrite;
 mod trap;

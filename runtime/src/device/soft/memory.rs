@@ -8,7 +8,7 @@
 //! dispatch runs.
 
 use crate::addr::{DeviceAddress, PAGE_SIZE};
-use crate::device::{DeviceError, SharedMemory, Slab};
+use crate::device::{DeviceError, HomeWindow, SharedMemory, Slab};
 use bytemuck::Pod;
 use std::alloc::Layout;
 use std::ptr::NonNull;
@@ -106,6 +106,22 @@ impl Slab for Memory {
 
     fn bytes(&self) -> usize {
         self.bytes
+    }
+}
+
+/// Memory of the host's, reached where it is.
+pub(super) struct Window(DeviceAddress);
+
+impl Window {
+    pub(super) fn new(start: NonNull<u8>) -> Self {
+        // Kernels come back to the memory through its address.
+        Self(DeviceAddress(start.as_ptr().expose_provenance() as u64 + SKEW))
+    }
+}
+
+impl HomeWindow for Window {
+    fn address(&self) -> DeviceAddress {
+        self.0
     }
 }
 

@@ -29,11 +29,14 @@ mod run;
 pub use context::{SoftContext, SoftFunction};
 
 use super::layout::{Control, LAUNCH_BYTES, LaunchBlock};
-use super::{Device, DeviceError, DeviceInfo, Dispatch, PageCopy, SharedMemory, SharedUse, Slab};
+use super::{
+    Device, DeviceError, DeviceInfo, Dispatch, HomeWindow, HostImport, PageCopy, SharedMemory, SharedUse, Slab,
+};
 use crate::kernel::{Code, KernelModule};
 use memory::{Budget, Memory};
 use parking_lot::Mutex;
 use run::{Work, Workers, permutation};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
@@ -47,11 +50,13 @@ pub struct SoftOptions {
     pub seed: Option<u64>,
     /// Bytes that frames may take.
     pub memory_bytes: u64,
+    /// Whether kernels can reach home pages themselves.
+    pub imports: bool,
 }
 
 impl Default for SoftOptions {
     fn default() -> Self {
-        Self { workers: 1, seed: None, memory_bytes: 1 << 30 }
+        Self { workers: 1, seed: None, memory_bytes: 1 << 30, imports: true }
     }
 }
 
@@ -78,6 +83,7 @@ impl SoftDevice {
                 driver: format!("{} worker(s) of this process", options.workers.max(1)),
                 is_cpu: true,
                 host_mapped_frames: true,
+                import: options.imports.then_some(HostImport { window_pages: 1 << 12, follows: true }),
                 memory_bytes: options.memory_bytes,
                 push_constant_bytes: 256,
                 workgroup_invocations: 1024,
@@ -113,6 +119,10 @@ impl Device for SoftDevice {
 
     fn slab(&self, bytes: usize) -> Result<Arc<dyn Slab>, DeviceError> {
         Ok(Arc::new(Memory::new("frames", bytes, Some(self.budget.clone()))?))
+    }
+
+    unsafe fn import(&self, host: NonNull<u8>, _bytes: usize) -> Result<Arc<dyn HomeWindow>, DeviceError> {
+        Ok(Arc::new(memory::Window::new(host)))
     }
 
     unsafe fn copy_in(&self, copies: &[PageCopy]) -> Result<(), DeviceError> {

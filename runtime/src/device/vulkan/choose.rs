@@ -3,6 +3,7 @@
 use super::context::{failed, text};
 use crate::device::DeviceError;
 use ash::vk;
+use std::ffi::CStr;
 
 /// The features that are switched on: those needed, and those that kernels may like, where supported.
 #[derive(Clone)]
@@ -27,6 +28,10 @@ pub(super) struct Chosen {
     pub(super) memory: vk::PhysicalDeviceMemoryProperties,
     pub(super) queue_family: u32,
     pub(super) features: Features,
+    /// `VK_EXT_external_memory_host`, and the alignment of what it imports.
+    pub(super) imports_at: Option<u64>,
+    /// `VK_EXT_memory_budget`.
+    pub(super) tells_budget: bool,
 }
 
 impl Chosen {
@@ -141,9 +146,18 @@ fn examine(
         .shader_buffer_int64_atomics(v12.shader_buffer_int64_atomics == vk::TRUE)
         .vulkan_memory_model(v12.vulkan_memory_model == vk::TRUE)
         .vulkan_memory_model_device_scope(v12.vulkan_memory_model_device_scope == vk::TRUE);
+    // SAFETY: the handle is live.
+    let extensions = unsafe { instance.enumerate_device_extension_properties(handle) }.unwrap_or_default();
+    let has_extension =
+        |name: &CStr| extensions.iter().any(|extension| extension.extension_name_as_c_str() == Ok(name));
+    let imports = has_extension(ash::ext::external_memory_host::NAME);
     let mut driver = vk::PhysicalDeviceDriverProperties::default();
+    let mut host = vk::PhysicalDeviceExternalMemoryHostPropertiesEXT::default();
     let mut more = vk::PhysicalDeviceProperties2::default().push_next(&mut driver);
-    // SAFETY: as for the features.
+    if imports {
+        more = more.push_next(&mut host);
+    }
+    // SAFETY: as for the features; the extension's structure is there only where the device has it.
     unsafe { instance.get_physical_device_properties2(handle, &mut more) };
     Ok(Chosen {
         handle,
@@ -153,5 +167,7 @@ fn examine(
         memory: unsafe { instance.get_physical_device_memory_properties(handle) },
         queue_family: queue_family as u32,
         features: Features { core, v11: v11_on, v12: v12_on },
+        imports_at: imports.then_some(host.min_imported_host_pointer_alignment),
+        tells_budget: has_extension(ash::ext::memory_budget::NAME),
     })
 }

@@ -35,7 +35,7 @@ pub(super) struct Context {
     pub(super) messenger: Option<Messenger>,
     submissions: Mutex<Submissions>,
     timeline: vk::Semaphore,
-    instance: ash::Instance,
+    pub(super) instance: ash::Instance,
     // The loader must outlive everything made through it.
     _entry: ash::Entry,
 }
@@ -208,8 +208,18 @@ fn create_device(instance: &ash::Instance, physical: &Chosen) -> Result<ash::Dev
         [vk::DeviceQueueCreateInfo::default().queue_family_index(physical.queue_family).queue_priorities(&priorities)];
     let mut enabled = physical.features.clone();
     let mut features = enabled.chain();
-    let info = vk::DeviceCreateInfo::default().queue_create_infos(&queues).push_next(&mut features);
-    // SAFETY: the features were reported as supported by this device; all pointers outlive the call.
+    let mut extensions = Vec::new();
+    if physical.imports_at.is_some() {
+        extensions.push(ash::ext::external_memory_host::NAME.as_ptr());
+    }
+    if physical.tells_budget {
+        extensions.push(ash::ext::memory_budget::NAME.as_ptr());
+    }
+    let info = vk::DeviceCreateInfo::default()
+        .queue_create_infos(&queues)
+        .enabled_extension_names(&extensions)
+        .push_next(&mut features);
+    // SAFETY: features and extensions were reported as supported by this device; all pointers outlive the call.
     unsafe { instance.create_device(physical.handle, &info, None) }.map_err(failed("vkCreateDevice"))
 }
 

@@ -8,6 +8,7 @@ mod choose;
 mod commands;
 mod context;
 mod copy;
+mod import;
 mod memory;
 mod pipeline;
 mod probe;
@@ -16,7 +17,7 @@ mod validation;
 
 pub use raw::{RawBuffer, RawCommand, RawKernel, RawMemory, RawStream};
 
-use super::{Device, DeviceError, DeviceInfo, Dispatch, LiveUnit, PageCopy, SharedMemory, SharedUse, Slab};
+use super::{Device, DeviceError, DeviceInfo, Dispatch, HomeWindow, LiveUnit, PageCopy, SharedMemory, SharedUse, Slab};
 use crate::kernel::KernelModule;
 use ash::vk;
 use commands::Recorder;
@@ -26,6 +27,7 @@ use gpu_allocator::MemoryLocation;
 use memory::{Buffer, FrameSlab, MappedBuffer};
 use parking_lot::Mutex;
 use pipeline::Pipelines;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -90,6 +92,7 @@ impl VulkanDevice {
             driver: physical.driver.clone(),
             is_cpu: physical.is_cpu(),
             host_mapped_frames: mapped,
+            import: import::offer(&context),
             memory_bytes: physical.local_bytes(),
             push_constant_bytes: limits.max_push_constants_size as usize,
             workgroup_invocations: limits.max_compute_work_group_invocations,
@@ -143,6 +146,11 @@ impl Device for VulkanDevice {
             }
         });
         Ok(Arc::new(FrameSlab { buffer, forget }))
+    }
+
+    unsafe fn import(&self, host: NonNull<u8>, bytes: usize) -> Result<Arc<dyn HomeWindow>, DeviceError> {
+        // SAFETY: the caller's contract is the same.
+        Ok(Arc::new(unsafe { import::Window::new(&self.context, host, bytes) }?))
     }
 
     unsafe fn copy_in(&self, copies: &[PageCopy]) -> Result<(), DeviceError> {

@@ -29,6 +29,7 @@ mod discard;
 mod error;
 mod map;
 mod mapping;
+mod pin;
 mod protect;
 mod remap;
 mod unmap;
@@ -76,12 +77,18 @@ impl AddressSpace {
         Ok(PageRange::of_len(start, pages))
     }
 
+    /// Checks that all of `range` is mapped, by the program or by the heap's allocator.
+    fn check_covered(&self, vmas: &VmaMap, range: PageRange) -> Result<(), OpError> {
+        match vmas.first_hole(range) {
+            Some(hole) => Err(OpError::Unmapped { span: self.span_of(range), hole: self.span_of(hole) }),
+            None => Ok(()),
+        }
+    }
+
     /// Checks that all of `range` was mapped by the program.
     fn check_mapped(&self, vmas: &VmaMap, range: PageRange) -> Result<(), OpError> {
         let span = self.span_of(range);
-        if let Some(hole) = vmas.first_hole(range) {
-            return Err(OpError::Unmapped { span, hole: self.span_of(hole) });
-        }
+        self.check_covered(vmas, range)?;
         match vmas.find_overlapping(range).find(|vma| !vma.kind().is_mapping()) {
             Some(vma) => Err(OpError::Allocator { span, vma: self.span_of(vma.range) }),
             None => Ok(()),

@@ -13,7 +13,9 @@
 //!
 //! [`Mutation`] breaks one rule each, to show that the search would notice.
 
-use super::{Fill, LetGo, Lose, Touch, commit, evicted, fill, let_go, quiet, touch};
+use super::{
+    Fill, LetGo, Lose, Placement, Touch, comes_home, commit, evicted, fill, let_go, quiet, sheds, touch, touched,
+};
 use crate::addr::Access;
 use crate::device::layout::pte;
 use crate::hmm::Event;
@@ -57,6 +59,18 @@ pub(super) enum Mutation {
     VictimStaysLocked,
     /// The bracket of a CPU fault is never ended.
     BracketLeftOpen,
+    /// A device maps the home page while others keep their copies.
+    RemoteBesideCopies,
+    /// A device's own copy is not brought home before it maps the home page.
+    RemoteShedsNothing,
+    /// A page is copied to a device although others map the home page.
+    CopyBesideRemote,
+    /// Discarding does not tell devices that map the home page.
+    RemoteSurvivesDiscard,
+    /// A downgrade passes over entries for home pages.
+    RemoteKeepsWritable,
+    /// The dirty bit of an entry for a home page is taken for one of a copy.
+    RemoteCopiedHome,
 }
 
 /// What a CPU thread wants.
@@ -98,19 +112,28 @@ pub(super) enum Device {
     /// An invocation holds a translation.
     Use(u8, bool),
     /// Holds the page's lock.
-    Locked(u8, bool),
+    Locked(u8, Ask),
     /// The range has begun.
-    Begun(u8, bool),
+    Begun(u8, Ask),
+    /// Its own entry of the wrong kind is taken, to be written home, newest if the flag says so.
+    Shed(u8, Ask, bool),
     /// The CPU side is quiet; other devices are being told.
-    Telling(u8, bool, Telling),
-    /// Everybody else is quiet. The flag after the access: a bracket is open.
-    Plan(u8, bool, bool),
+    Telling(u8, Ask, Telling),
+    /// Everybody else is quiet. The flag: a bracket is open.
+    Plan(u8, Ask, bool),
     /// The other page's entry is taken, its lock held, its frame to be written back, newest if the last flag says so.
-    WriteBack(u8, bool, bool, bool),
+    WriteBack(u8, Ask, bool, bool),
     /// A frame is free.
-    CopyIn(u8, bool, bool),
+    CopyIn(u8, Ask, bool),
     /// The frame is filled, with the newest contents if the last flag says so; nothing if no frame is needed.
-    Commit(u8, bool, bool, Option<bool>),
+    Commit(u8, Ask, bool, Option<bool>),
+}
+
+/// What a device asks for, and where it is to have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Ask {
+    pub(super) write: bool,
+    pub(super) placement: Placement,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -125,14 +148,14 @@ pub(super) enum Outsider {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Entry {
     /// Page table flags.
-    pub(super) flags: u8,
+    pub(super) flags: u16,
     /// The frame holds the newest contents.
     pub(super) newest: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Page {
-    /// 0: `Cpu`, 1: `Shared`, 2 + d: `Device(d)`.
+    /// 0: `Cpu`, 1: `Shared`, 2 + d: `Device(d)`, [`REMOTE`].
     pub(super) state: u8,
     pub(super) locked: bool,
     /// What the app view allows: 0 nothing, 1 loads, 2 everything.
@@ -161,18 +184,25 @@ pub(super) struct World {
     pub(super) outsider: Outsider,
 }
 
-const VALID: u8 = pte::VALID as u8;
-const WRITABLE: u8 = pte::WRITABLE as u8;
-const ACCESSED: u8 = pte::ACCESSED as u8;
-const DIRTY: u8 = pte::DIRTY as u8;
-const ZERO: u8 = pte::ZERO as u8;
+const VALID: u16 = pte::VALID as u16;
+const WRITABLE: u16 = pte::WRITABLE as u16;
+const ACCESSED: u16 = pte::ACCESSED as u16;
+const DIRTY: u16 = pte::DIRTY as u16;
+const ZERO: u16 = pte::ZERO as u16;
+const HOME: u16 = pte::HOME as u16;
+/// The state `Remote`.
+pub(super) const REMOTE: u8 = 2 + DEVICES as u8;
 
 impl Entry {
     pub(super) fn valid(self) -> bool {
         self.flags & VALID != 0
     }
-    pub(super) fn has(self, flags: u8) -> bool {
+    pub(super) fn has(self, flags: u16) -> bool {
         self.flags & flags == flags
+    }
+    /// Leads to the home page.
+    pub(super) fn at_home(self) -> bool {
+        self.has(VALID | HOME)
     }
 }
 
@@ -180,6 +210,7 @@ fn decode(state: u8) -> PageState {
     match state {
         0 => PageState::Cpu,
         1 => PageState::Shared,
+        REMOTE => PageState::Remote,
         device => PageState::Device(DeviceNumber(device - 2)),
     }
 }
@@ -189,6 +220,7 @@ fn encode(state: PageState) -> u8 {
         PageState::Cpu => 0,
         PageState::Shared => 1,
         PageState::Device(device) => 2 + device.0,
+        PageState::Remote => REMOTE,
     }
 }
 
@@ -319,8 +351,13 @@ impl Step {
             }
             Cpu::Map(page, request, becomes, mapping, bracket) => {
                 let here = &mut self.world.pages[page as usize];
-                here.state = if here.state == 0 { 0 } else { becomes };
+                let touch = Touch { event: None, becomes: decode(becomes), protection: Protection::ReadWrite };
+                here.state = encode(touched(decode(here.state), &touch));
                 if request == Request::Discard {
+                    if here.entries.iter().any(|entry| entry.at_home()) {
+                        into.push(Err("memory is given back that a device maps"));
+                        return;
+                    }
                     // The hole that is punched takes the mapping along; what is there now is zeros.
                     (here.mapping, here.home_newest, here.has_data, here.state) = (0, true, false, 0);
                     (here.accessed, here.dirty, here.was_accessed, here.was_dirty) = (false, false, false, false);
@@ -376,6 +413,7 @@ impl Step {
         for device in &mut self.world.devices {
             match device {
                 Device::Telling(number, _, Telling::CopyHome(_, newest)) if here(*number) => *newest = false,
+                Device::Shed(number, _, newest) if here(*number) => *newest = false,
                 Device::WriteBack(number, _, _, newest) if !here(*number) => *newest = false,
                 Device::Commit(number, _, _, Some(newest)) if here(*number) => *newest = false,
                 _ => {}
@@ -394,6 +432,7 @@ impl Step {
         for device in 0..DEVICES {
             let begun = match self.world.devices[device] {
                 Device::Begun(number, _)
+                | Device::Shed(number, ..)
                 | Device::Telling(number, ..)
                 | Device::Plan(number, ..)
                 | Device::WriteBack(number, ..)
@@ -411,12 +450,15 @@ impl Step {
             Telling::Take(device) if Some(usize::from(device)) == skip => Some(Telling::Take(device + 1)),
             Telling::Take(number) => {
                 let device = usize::from(number);
-                let updating = matches!(self.world.devices[device], Device::WriteBack(..));
+                let updating = matches!(self.world.devices[device], Device::WriteBack(..) | Device::Shed(..));
                 if updating || (self.world.gates[device] && !self.mutated(Mutation::NoShootdown)) {
                     return None;
                 }
                 let taken = self.let_go(page, device, let_go(event));
-                if taken.has(VALID | DIRTY) && let_go(event) != LetGo::Drop && !self.mutated(Mutation::NoCopyHome) {
+                let comes = taken.valid()
+                    && (comes_home(u64::from(taken.flags))
+                        || (self.mutated(Mutation::RemoteCopiedHome) && taken.has(DIRTY)));
+                if comes && let_go(event) != LetGo::Drop && !self.mutated(Mutation::NoCopyHome) {
                     self.world.gates[device] = true;
                     return Some(Telling::CopyHome(number, taken.newest));
                 }
@@ -443,6 +485,14 @@ impl Step {
         let here = &mut self.world.pages[page];
         let entry = &mut here.entries[device];
         let mut was = *entry;
+        let overlooked = match how {
+            LetGo::Downgrade => Mutation::RemoteKeepsWritable,
+            LetGo::BringHome => Mutation::CopyBesideRemote,
+            LetGo::Drop => Mutation::RemoteSurvivesDiscard,
+        };
+        if entry.at_home() && self.mutation == Some(overlooked) {
+            return Entry::default();
+        }
         if how == LetGo::Downgrade {
             if !entry.has(VALID | WRITABLE) {
                 return Entry::default();
@@ -478,10 +528,15 @@ impl Step {
                 }
                 // A fault reported earlier, by now perhaps spurious, whose turn it is when the page's lock is free.
                 for page in (0..PAGES).filter(|&page| !self.world.pages[page].locked) {
-                    for write in [false, true] {
+                    for (write, placement) in [
+                        (false, Placement::Copy),
+                        (true, Placement::Copy),
+                        (false, Placement::Remote),
+                        (true, Placement::Remote),
+                    ] {
                         let mut next = self;
                         next.world.pages[page].locked = true;
-                        go(next, Device::Locked(page as u8, write), into);
+                        go(next, Device::Locked(page as u8, Ask { write, placement }), into);
                     }
                 }
             }
@@ -509,68 +564,96 @@ impl Step {
                     return;
                 }
                 if write {
-                    here.home_newest = false;
+                    here.home_newest = entry.at_home();
+                    here.has_data |= entry.at_home();
                     here.entries.iter_mut().for_each(|entry| entry.newest = false);
-                    here.entries[who].newest = true;
+                    here.entries[who].newest = !entry.at_home();
                     self.age_copies(usize::from(page));
-                } else if !entry.newest {
+                } else if !(if entry.at_home() { here.home_newest } else { entry.newest }) {
                     into.push(Err("I3: a device read an old version"));
                     return;
                 }
                 go(self, Device::Run, into);
             }
-            Device::Locked(page, write) => {
+            Device::Locked(page, ask) => {
                 // Range::begin waits out invalidations in flight.
                 if self.world.pages[usize::from(page)].flights == 0 {
                     self.world.stale[who] = false;
-                    go(self, Device::Begun(page, write), into);
+                    go(self, Device::Begun(page, ask), into);
                 }
             }
-            Device::Begun(page, write) => self.quiet(who, page, write, into),
-            Device::Telling(page, write, at) => {
+            // Shedding takes the update lock.
+            Device::Begun(page, ask) => {
+                let here = usize::from(page);
+                let wrong = sheds(u64::from(self.world.pages[here].entries[who].flags), ask.placement);
+                if !wrong || self.mutated(Mutation::RemoteShedsNothing) {
+                    self.quiet(who, page, ask, into);
+                } else if !self.world.gates[who] {
+                    let taken = self.let_go(here, who, LetGo::BringHome);
+                    if comes_home(u64::from(taken.flags)) {
+                        go(self, Device::Shed(page, ask, taken.newest), into);
+                    } else {
+                        self.evicted(who, here);
+                        self.world.pages[here].locked = true;
+                        go(self, Device::Begun(page, ask), into);
+                    }
+                }
+            }
+            Device::Shed(page, ask, newest) => {
+                let here = usize::from(page);
+                self.copy_home(here, newest);
+                self.evicted(who, here);
+                self.world.pages[here].locked = true;
+                go(self, Device::Begun(page, ask), into);
+            }
+            Device::Telling(page, ask, at) => {
                 let event = Event::Migrate;
                 let Some(at) = self.tell(usize::from(page), at, event, Some(who)) else { return };
                 match at {
                     Telling::Take(device) if usize::from(device) == DEVICES => {
-                        go(self, Device::Plan(page, write, true), into);
+                        go(self, Device::Plan(page, ask, true), into);
                     }
-                    at => go(self, Device::Telling(page, write, at), into),
+                    at => go(self, Device::Telling(page, ask, at), into),
                 }
             }
             // Both take the update lock, which whoever brings a page home holds with the gate.
             Device::Plan(..) | Device::Commit(..) if self.world.gates[who] => {}
-            Device::Plan(page, write, bracket) => self.plan(who, page, write, bracket, into),
-            Device::WriteBack(page, write, bracket, newest) => {
+            Device::Plan(page, ask, bracket) => self.plan(who, page, ask, bracket, into),
+            Device::WriteBack(page, ask, bracket, newest) => {
                 let other = 1 - usize::from(page);
                 if !self.mutated(Mutation::EvictWithoutWriteBack) {
                     self.copy_home(other, newest);
                 }
                 self.evicted(who, other);
-                go(self, Device::CopyIn(page, write, bracket), into);
+                go(self, Device::CopyIn(page, ask, bracket), into);
             }
-            Device::CopyIn(page, write, bracket) => {
+            Device::CopyIn(page, ask, bracket) => {
                 let newest = self.world.pages[usize::from(page)].home_newest;
-                go(self, Device::Commit(page, write, bracket, Some(newest)), into);
+                go(self, Device::Commit(page, ask, bracket, Some(newest)), into);
             }
-            Device::Commit(page, write, bracket, filled) => self.commit(who, page, write, bracket, filled, into),
+            Device::Commit(page, ask, bracket, filled) => self.commit(who, page, ask, bracket, filled, into),
         }
     }
 
-    fn quiet(mut self, who: usize, page: u8, write: bool, into: &mut Vec<Next>) {
+    fn quiet(mut self, who: usize, page: u8, ask: Ask, into: &mut Vec<Next>) {
         let here = usize::from(page);
         let early = self.world.pages[here].home_newest;
-        let mut needed = quiet(decode(self.world.pages[here].state), own(who), write);
+        let mut needed = quiet(decode(self.world.pages[here].state), own(who), ask.write, ask.placement);
+        if self.mutated(Mutation::RemoteBesideCopies) && ask.placement == Placement::Remote {
+            needed.others = false;
+        }
         if self.mutated(Mutation::NoWriteProtect) && needed.lose == Lose::Stores {
             needed.lose = Lose::Nothing;
         }
         if self.mutated(Mutation::OthersNotTold) && self.world.pages[here].state == 1 {
             needed.others = false;
         }
-        if self.mutated(Mutation::CopyBeforeProtect) && !self.world.pages[here].entries[who].valid() {
+        let copy = ask.placement == Placement::Copy;
+        if self.mutated(Mutation::CopyBeforeProtect) && copy && !self.world.pages[here].entries[who].valid() {
             // Copied in one step, protected in the next.
             let free = !self.world.pages[1 - here].entries[who].valid();
             if free && !needed.others {
-                self.world.devices[who] = Device::Commit(page, write, false, Some(early));
+                self.world.devices[who] = Device::Commit(page, ask, false, Some(early));
                 into.push(Ok(self.world));
                 return;
             }
@@ -578,9 +661,9 @@ impl Step {
         self.lose(here, needed.lose);
         self.world.devices[who] = if needed.others {
             self.start_bracket(here, Some(who));
-            Device::Telling(page, write, Telling::Take(0))
+            Device::Telling(page, ask, Telling::Take(0))
         } else {
-            Device::Plan(page, write, false)
+            Device::Plan(page, ask, false)
         };
         into.push(Ok(self.world));
     }
@@ -594,17 +677,23 @@ impl Step {
         };
     }
 
-    fn plan(mut self, who: usize, page: u8, write: bool, bracket: bool, into: &mut Vec<Next>) {
+    fn plan(mut self, who: usize, page: u8, ask: Ask, bracket: bool, into: &mut Vec<Next>) {
         let (here, other) = (usize::from(page), 1 - usize::from(page));
         let (page_here, page_other) = (self.world.pages[here], self.world.pages[other]);
         let owned = decode(page_here.state) == own(who);
-        let fill = fill(u64::from(page_here.entries[who].flags), owned, write, page_here.has_data);
+        let entry = u64::from(page_here.entries[who].flags);
+        let fill = fill(entry, owned, ask.write, page_here.has_data, ask.placement);
         let in_other = page_other.entries[who];
         self.world.devices[who] = if fill != Fill::Frame {
             // The zero frame is newest as long as nobody writes; nobody can now.
-            Device::Commit(page, write, bracket, (fill == Fill::ZeroFrame).then_some(page_here.home_newest))
-        } else if !in_other.valid() || in_other.has(ZERO) {
-            Device::CopyIn(page, write, bracket)
+            Device::Commit(
+                page,
+                ask,
+                bracket,
+                matches!(fill, Fill::ZeroFrame | Fill::Home).then_some(page_here.home_newest),
+            )
+        } else if !in_other.valid() || in_other.has(ZERO) || in_other.at_home() {
+            Device::CopyIn(page, ask, bracket)
         } else if page_other.locked {
             // Busy: the page is left to the next round.
             self.end_service(who, here, bracket);
@@ -613,11 +702,11 @@ impl Step {
         } else {
             self.world.pages[other].locked = true;
             let taken = self.let_go(other, who, LetGo::BringHome);
-            if taken.has(DIRTY) {
-                Device::WriteBack(page, write, bracket, taken.newest)
+            if comes_home(u64::from(taken.flags)) {
+                Device::WriteBack(page, ask, bracket, taken.newest)
             } else {
                 self.evicted(who, other);
-                Device::CopyIn(page, write, bracket)
+                Device::CopyIn(page, ask, bracket)
             }
         };
         into.push(Ok(self.world));
@@ -630,10 +719,11 @@ impl Step {
         page.locked = self.mutation == Some(Mutation::VictimStaysLocked);
     }
 
-    fn commit(mut self, who: usize, page: u8, write: bool, bracket: bool, filled: Option<bool>, into: &mut Vec<Next>) {
+    fn commit(mut self, who: usize, page: u8, ask: Ask, bracket: bool, filled: Option<bool>, into: &mut Vec<Next>) {
         let here = usize::from(page);
+        let Ask { write, placement } = ask;
         if self.mutated(Mutation::CopyBeforeProtect) {
-            let needed = quiet(decode(self.world.pages[here].state), own(who), write);
+            let needed = quiet(decode(self.world.pages[here].state), own(who), write, placement);
             self.lose(here, needed.lose);
         }
         if self.world.stale[who] && !self.mutated(Mutation::RetryIgnored) {
@@ -642,9 +732,10 @@ impl Step {
             return;
         }
         let there = &mut self.world.pages[here];
-        let (becomes, writable) = commit(decode(there.state), own(who), write);
+        let (becomes, writable) = commit(decode(there.state), own(who), write, placement);
         let entry = &mut there.entries[who];
-        let zero = filled.is_some() && !there.has_data && !writable;
+        let home = placement == Placement::Remote;
+        let zero = filled.is_some() && !there.has_data && !writable && !home;
         match filled {
             Some(newest) => {
                 if self.mutation != Some(Mutation::BitsOverwritten) {
@@ -652,7 +743,7 @@ impl Step {
                     there.accessed |= entry.has(VALID | ACCESSED);
                 }
                 let flags = VALID | if writable { WRITABLE } else { 0 } | if zero { ZERO } else { 0 };
-                *entry = Entry { flags, newest };
+                *entry = Entry { flags: flags | if home { HOME } else { 0 }, newest: newest && !home };
             }
             None if write => entry.flags |= WRITABLE,
             None => {}

@@ -1,0 +1,77 @@
+//! Placement: which pages a device maps where they are, at home, instead of copying them.
+//!
+//! A page is placed at home (state `Remote`) if it is pinned there, its VMA's advice says so, or that is the service's default, and
+//! the device can reach it. Before a page changes between the two kinds, the device's own entry of the old kind is *shed*: taken away,
+//! dirty data brought home, its frame given back. What others hold goes by the invalidation that the service makes anyway.
+
+use super::fault::{Service, ServiceError};
+use crate::addr::PageRange;
+use crate::mm::pages::PageState;
+use crate::mm::state::{Placement, evicted, sheds};
+
+impl Service {
+    /// Chooses where each page of `span`, whose page locks are held, is to be.
+    pub(super) fn place(&mut self, span: PageRange) {
+        let (home, mirror) = (&self.mirror.home, &self.mirror);
+        self.placements.clear();
+        self.placements.resize(span.len() as usize, Placement::Copy);
+        if mirror.device.info().import.is_none() {
+            return;
+        }
+        let mut state = None;
+        for (placement, page) in self.placements.iter_mut().zip(span.iter()) {
+            if self.placement == Placement::Remote || home.pages.info(page).pinned_home {
+                let state = state.get_or_insert_with(|| mirror.lock());
+                if mirror.home_address(state, page).is_some() {
+                    *placement = Placement::Remote;
+                }
+            }
+        }
+    }
+
+    /// Takes this device's entries of `span` away that are of the wrong kind for where the pages are to be. The page locks are held.
+    pub(super) fn shed(&mut self, span: PageRange) {
+        let mirror = &self.mirror;
+        let pages = &mirror.home.pages;
+        if mirror.device.info().import.is_none() {
+            return;
+        }
+        let mut state = mirror.lock();
+        let mut run = PageRange::default();
+        let flush = |state: &mut _, run: PageRange| {
+            mirror.take_away(state, run, true);
+            for page in run.iter() {
+                // Home is the truth now; who maps the home page itself may go on.
+                pages.set_state(page, evicted(pages.state(page), PageState::Device(mirror.number())));
+            }
+        };
+        for (&placement, page) in self.placements.iter().zip(span.iter()) {
+            if !sheds(state.table.load(page), placement) {
+                continue;
+            }
+            if run.end != page {
+                flush(&mut state, run);
+                run = PageRange::single(page);
+            } else {
+                run.end = page.plus(1);
+            }
+        }
+        flush(&mut state, run);
+    }
+
+    /// Gives home pages of `span` memory that have none and that the device is to map: its accesses must not fail.
+    pub(super) fn give_memory(&self, span: PageRange) -> Result<(), ServiceError> {
+        let lacking = |index: usize| {
+            self.placements[index] == Placement::Remote && !self.contents.has(span.start.plus(index as u32))
+        };
+        let mut at = 0;
+        while at < self.placements.len() {
+            let count = (at..self.placements.len()).take_while(|&index| lacking(index)).count();
+            if count > 0 {
+                self.mirror.home.views.allocate(PageRange::of_len(span.start.plus(at as u32), count as u32))?;
+            }
+            at += count.max(1);
+        }
+        Ok(())
+    }
+}

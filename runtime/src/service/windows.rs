@@ -1,0 +1,95 @@
+//! Windows: home memory imported into the device, so that kernels reach home pages themselves.
+//!
+//! Made on demand, a whole window at a time, at multiples of its size. Where importing pins the memory of the moment
+//! ([`HostImport::follows`](crate::device::HostImport) is false), a window does not survive that memory under it is given back: then
+//! every entry that leads into it is taken away and it is made anew when it is next asked for. Guarded by the mirror's update lock.
+
+use super::mirror::{DeviceMirror, MirrorState};
+use crate::addr::{DeviceAddress, PAGE_SIZE, PageIndex, PageRange};
+use crate::device::HomeWindow;
+use crate::device::layout::pte;
+use std::collections::BTreeMap;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// A device's windows, by their first page.
+#[derive(Default)]
+pub(super) struct Windows {
+    made: BTreeMap<u32, Made>,
+    closed: bool,
+}
+
+/// What came of making a window.
+struct Made {
+    window: Option<Arc<dyn HomeWindow>>,
+    pages: PageRange,
+}
+
+impl Windows {
+    /// No window is made any more, and those that were are given back. No entry leads into one.
+    pub(super) fn close(&mut self) {
+        self.made.clear();
+        self.closed = true;
+    }
+}
+
+impl DeviceMirror {
+    /// Where the device finds the home page of `page`; nothing if it cannot reach it.
+    pub(super) fn home_address(&self, state: &mut MirrorState, page: PageIndex) -> Option<DeviceAddress> {
+        let import = self.device.info().import?;
+        if state.windows.closed {
+            return None;
+        }
+        let length = import.window_pages;
+        let start = page.0 / length * length;
+        let made = state.windows.made.entry(start).or_insert_with(|| {
+            let end = start.saturating_add(length).min(self.home.views.pages());
+            let pages = PageRange::new(PageIndex(start), PageIndex(end));
+            let host = NonNull::new(self.home.views.alias_ptr(pages.start));
+            // SAFETY: the alias is mapped read-write as long as the views live, which `home` keeps; windows are given back before, in
+            // `release`.
+            let made = host.map(|host| unsafe { self.device.import(host, pages.bytes()) });
+            if let Some(Err(error)) = &made {
+                tracing::warn!(?pages, "home pages are copied, since they cannot be imported: {error}");
+            }
+            Made { window: made.and_then(Result::ok), pages }
+        });
+        let offset = u64::from(page.0 - made.pages.start.0) * PAGE_SIZE as u64;
+        Some(made.window.as_ref()?.address().plus(offset))
+    }
+
+    /// Memory of `pages`, whose entries are gone, is about to be given back.
+    pub(super) fn forget_home(&self, state: &mut MirrorState, pages: PageRange) {
+        if self.device.info().import.is_none_or(|import| import.follows) {
+            return;
+        }
+        let starts: Vec<u32> = state
+            .windows
+            .made
+            .values()
+            .filter(|made| made.pages.overlaps(pages))
+            .map(|made| made.pages.start.0)
+            .collect();
+        for start in starts {
+            if let Some(made) = state.windows.made.remove(&start) {
+                self.take_home_entries(state, made.pages);
+            }
+        }
+    }
+
+    /// Takes the entries of `pages` that lead to home pages. Needs no page locks: `Remote` pages without an entry are as good.
+    fn take_home_entries(&self, state: &mut MirrorState, pages: PageRange) {
+        let leads_home = |entry: u64| entry & (pte::VALID | pte::HOME) == pte::VALID | pte::HOME;
+        let taken: Vec<_> = (state.table.clip(pages).iter())
+            .filter(|&page| leads_home(state.table.load(page)))
+            .map(|page| (page, state.table.take(page)))
+            .collect();
+        if !taken.is_empty() {
+            self.epochs.shootdown(self.device.as_ref());
+        }
+        for (page, entry) in taken {
+            let late = state.table.clear_flags(page, pte::ACCESSED | pte::DIRTY) & (pte::ACCESSED | pte::DIRTY);
+            self.collect(page, entry | late);
+        }
+    }
+}

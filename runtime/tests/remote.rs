@@ -1,0 +1,197 @@
+//! Pages mapped where they are: devices work on the home page itself, together with the CPU, and nothing is copied.
+
+mod common;
+
+use common::{soft, trackers, with_each_tracker};
+use vksvm::addr::VirtAddr;
+use vksvm::device::soft::{SoftContext, SoftOptions};
+use vksvm::kernel::FaultReason;
+use vksvm::mm::ops::Span;
+use vksvm::{Kernel, LaunchError, PageState, Permission, Placement, Stats, Svm};
+
+const PAGE: usize = 4096;
+const WORDS: usize = PAGE / 4;
+
+/// Adds one to the first word of each page of an array, one invocation a page.
+fn increment(svm: &Svm) -> Kernel {
+    let body = |invocation: &mut SoftContext<'_>| {
+        let at = invocation.arguments::<u64>() + PAGE as u64 * u64::from(invocation.global_id()[0]);
+        let value: u32 = invocation.load(at);
+        invocation.store(at, value.wrapping_add(1));
+    };
+    // SAFETY: it changes the array it is launched with, each page in one invocation.
+    unsafe { svm.soft_kernel("increment", [1, 1, 1], 8, body) }.unwrap()
+}
+
+fn pages_of<T>(pages: &[T]) -> Span {
+    Span { start: VirtAddr::of(pages), bytes: size_of_val(pages) as u64 }
+}
+
+fn state<T>(svm: &Svm, object: &T) -> PageState {
+    svm.heap().page_info(object).unwrap().state
+}
+
+fn copied(stats: &Stats) -> (u64, u64) {
+    (stats.pages_in, stats.pages_out)
+}
+
+#[test]
+fn a_pinned_page_is_worked_on_by_both_sides_and_never_copied() {
+    with_each_tracker(
+        |builder| builder,
+        |svm| {
+            let mut mapping = svm.map(4 * PAGE, Permission::ReadWrite).unwrap();
+            svm.address_space().pin_home(pages_of(mapping.as_slice())).unwrap();
+            let kernel = increment(svm);
+            for round in 0..5 {
+                let words = bytemuck_words(mapping.as_mut_slice().unwrap());
+                words.iter_mut().step_by(WORDS).for_each(|word| *word += 1);
+                kernel.launch([4, 1, 1]).write(&mut words[..]).run().unwrap();
+                assert!(words.iter().step_by(WORDS).all(|&word| word == 2 * round + 2));
+                assert_eq!(state(svm, &words[0]), PageState::Remote);
+            }
+            let stats = svm.stats();
+            assert_eq!((copied(&stats), stats.pages_remote, stats.pages_faulted), ((0, 0), 4, 4), "{stats}");
+        },
+    );
+}
+
+fn bytemuck_words(bytes: &mut [u8]) -> &mut [u32] {
+    bytemuck::cast_slice_mut(bytes)
+}
+
+#[test]
+fn what_a_device_wrote_to_its_copy_is_home_before_it_maps_the_home_page() {
+    with_each_tracker(
+        |builder| builder,
+        |svm| {
+            let mut pages = svm.heap().vec_zeroed::<[u32; WORDS]>(16).unwrap();
+            let kernel = increment(svm);
+            kernel.launch([16, 1, 1]).write(&mut pages[..]).run().unwrap();
+            svm.address_space().pin_home(pages_of(&pages[..])).unwrap();
+            kernel.launch([16, 1, 1]).write(&mut pages[..]).run().unwrap();
+            assert!(matches!(state(svm, &pages[3]), PageState::Device(_)), "what is mapped stays as it is");
+            // Downgraded by the CPU's load, so that the device faults again, with a dirty copy beside a shared page.
+            assert_eq!(pages[3][0], 2);
+            kernel.launch([16, 1, 1]).write(&mut pages[..]).run().unwrap();
+            assert_eq!(state(svm, &pages[3]), PageState::Remote);
+            assert!(pages.iter().all(|page| page[0] == 3));
+            kernel.launch([16, 1, 1]).write(&mut pages[..]).run().unwrap();
+            assert!(pages.iter().all(|page| page[0] == 4));
+            let info = svm.heap().page_info(&pages[3]).unwrap();
+            assert!(info.pinned_home && info.accessed && info.dirty, "{info:?}");
+        },
+    );
+}
+
+#[test]
+fn unpinned_pages_are_copied_again_and_nothing_is_lost() {
+    with_each_tracker(
+        |builder| builder,
+        |svm| {
+            let mut pages = svm.heap().vec_zeroed::<[u32; WORDS]>(16).unwrap();
+            let span = pages_of(&pages[..]);
+            let kernel = increment(svm);
+            for round in 0..4 {
+                if round % 2 == 0 { svm.address_space().pin_home(span) } else { svm.address_space().unpin_home(span) }
+                    .unwrap();
+                kernel.launch([16, 1, 1]).write(&mut pages[..]).run().unwrap();
+                let remote = state(svm, &pages[7]) == PageState::Remote;
+                assert_eq!(remote, round % 2 == 0);
+                assert!(pages.iter().all(|page| page[0] == round + 1));
+            }
+        },
+    );
+}
+
+#[test]
+fn where_home_is_the_default_place_nothing_is_copied_and_no_frame_is_taken() {
+    with_each_tracker(
+        |builder| builder.placement(Placement::Remote).frames(2),
+        |svm| {
+            let mut pages = svm.heap().vec_zeroed::<[u32; WORDS]>(300).unwrap();
+            let report = increment(svm).launch([300, 1, 1]).write(&mut pages[..]).run().unwrap();
+            assert!(pages.iter().all(|page| page[0] == 1));
+            assert_eq!((copied(&report), report.evictions), ((0, 0), 0), "{report}");
+        },
+    );
+}
+
+#[test]
+fn a_device_that_cannot_map_home_pages_copies_them() {
+    let options = SoftOptions { imports: false, ..SoftOptions::default() };
+    with_each_tracker(
+        |builder| builder.soft_device(options.clone()).placement(Placement::Remote),
+        |svm| {
+            let mut pages = svm.heap().vec_zeroed::<[u32; WORDS]>(4).unwrap();
+            pages[2][0] = 5;
+            let report = increment(svm).launch([4, 1, 1]).write(&mut pages[..]).run().unwrap();
+            assert_eq!(pages[2][0], 6);
+            assert_eq!((report.pages_remote, report.pages_in > 0), (0, true), "{report}");
+        },
+    );
+}
+
+#[test]
+fn several_devices_and_the_cpu_map_one_home_page_until_one_wants_a_copy() {
+    for tracker in trackers() {
+        let first = soft(tracker, |builder| builder).unwrap();
+        let second = soft(tracker, |builder| builder.share_heap_with(&first)).unwrap();
+        let copying = SoftOptions { imports: false, ..SoftOptions::default() };
+        let third = soft(tracker, |builder| builder.soft_device(copying).share_heap_with(&first)).unwrap();
+        let mut pages = first.heap().vec_zeroed::<[u32; WORDS]>(4).unwrap();
+        first.address_space().pin_home(pages_of(&pages[..])).unwrap();
+        let kernels = [increment(&first), increment(&second), increment(&third)];
+        for (round, kernel) in [0, 1, 0, 2, 2, 1, 0].into_iter().enumerate() {
+            kernels[kernel].launch([4, 1, 1]).write(&mut pages[..]).run().unwrap();
+            assert_eq!(state(&first, &pages[0]) == PageState::Remote, kernel != 2);
+            if round % 2 == 0 {
+                assert!(pages.iter().all(|page| page[0] == round as u32 + 1));
+            }
+        }
+        assert_eq!(copied(&first.stats()), (0, 0));
+    }
+}
+
+#[test]
+fn discarded_protected_moved_and_unmapped_home_pages_are_out_of_the_devices_reach() {
+    with_each_tracker(
+        |builder| builder,
+        |svm| {
+            let mut mapping = svm.map(8 * PAGE, Permission::ReadWrite).unwrap();
+            svm.address_space().pin_home(pages_of(mapping.as_slice())).unwrap();
+            let kernel = increment(svm);
+            let word = |mapping: &vksvm::Mapping, page: usize| {
+                u32::from_ne_bytes(mapping.as_slice()[page * PAGE..page * PAGE + 4].try_into().unwrap())
+            };
+            let run = |mapping: &vksvm::Mapping| {
+                // SAFETY: the mapping has 8 pages, and nobody else uses them.
+                unsafe { kernel.launch([8, 1, 1]).pointer(mapping.as_ptr()) }.run()
+            };
+            run(&mapping).unwrap();
+            mapping.discard(PAGE..3 * PAGE).unwrap();
+            assert_eq!(svm.address_space().home().views.resident_bytes() / PAGE as u64, 6);
+            run(&mapping).unwrap();
+            assert_eq!((0..4).map(|page| word(&mapping, page)).collect::<Vec<_>>(), [2, 1, 1, 2]);
+            mapping.protect(5 * PAGE..6 * PAGE, Permission::ReadOnly).unwrap();
+            let LaunchError::Fault(fault) = run(&mapping).unwrap_err() else { panic!() };
+            assert_eq!(fault.reason, FaultReason::ReadOnly);
+            assert_eq!(word(&mapping, 5), 2);
+            mapping.protect(5 * PAGE..6 * PAGE, Permission::ReadWrite).unwrap();
+            let before: Vec<_> = (0..8).map(|page| word(&mapping, page)).collect();
+            mapping.move_to(None).unwrap();
+            run(&mapping).unwrap();
+            let after: Vec<_> = (0..8).map(|page| word(&mapping, page)).collect();
+            assert!(before.iter().zip(&after).all(|(before, after)| before + 1 == *after), "{before:?} {after:?}");
+            let copy = svm.snapshot_of(std::ptr::from_ref(mapping.as_slice())).unwrap();
+            run(&mapping).unwrap();
+            assert_eq!(u32::from_ne_bytes(copy[..4].try_into().unwrap()), after[0]);
+            assert_eq!(word(&mapping, 0), after[0] + 1);
+            let gone = mapping.as_ptr();
+            drop(mapping);
+            // SAFETY: refused before it runs.
+            let refused = unsafe { kernel.launch([8, 1, 1]).pointer(gone) }.run();
+            assert!(refused.is_err());
+        },
+    );
+}
