@@ -279,6 +279,16 @@ impl<T> RankedRwLock<T> {
         RankedReadGuard { guard: self.inner.read(), _held: held }
     }
 
+    /// Shares the lock if nobody has to be waited for.
+    ///
+    /// # Panics
+    /// As [`read`](Self::read): an order that is wrong is wrong even when nobody has to wait.
+    #[inline]
+    pub fn try_read(&self) -> Option<RankedReadGuard<'_, T>> {
+        let held = hold(self.rank, 0);
+        self.inner.try_read().map(|guard| RankedReadGuard { guard, _held: held })
+    }
+
     /// Waits until nobody holds the lock, and takes it alone.
     ///
     /// # Panics

@@ -464,6 +464,7 @@ impl Drop for Inner {
             tracing::error!("unregistering the mirror: {error}");
         }
         self.space.remove_driver_threads(&self.device.driver_threads());
+        self.space.retire_device(self.mirror.number());
     }
 }
 

@@ -1,6 +1,7 @@
 //! The CPU side: address space, page records, VMAs and what can be done with them, heap.
 
 pub mod copy;
+mod foreign;
 pub mod heap;
 pub mod ops;
 pub mod pages;

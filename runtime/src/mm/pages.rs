@@ -162,6 +162,34 @@ impl PageRecords {
         PagesGuard { records: self, range, _held: held }
     }
 
+    /// Locks all pages of a range if all of them are free.
+    pub fn try_lock_all(&self, range: PageRange) -> Option<PagesGuard<'_>> {
+        for page in range.iter() {
+            if self.record(page).fetch_or(LOCKED, Ordering::Acquire) & LOCKED != 0 {
+                // Gives back what was taken so far.
+                drop(PagesGuard { records: self, range: PageRange::new(range.start, page), _held: None });
+                return None;
+            }
+        }
+        Some(PagesGuard { records: self, range, _held: None })
+    }
+
+    /// Locks pages from the start of `range` on, up to the first that is not free or that `wanted`, asked with its lock held, refuses.
+    pub fn try_lock_while(&self, range: PageRange, wanted: impl Fn(PageIndex) -> bool) -> PagesGuard<'_> {
+        let mut held = PagesGuard { records: self, range: PageRange::new(range.start, range.start), _held: None };
+        for page in range.iter() {
+            if self.record(page).fetch_or(LOCKED, Ordering::Acquire) & LOCKED != 0 {
+                break;
+            }
+            if !wanted(page) {
+                self.unlock_one(page);
+                break;
+            }
+            held.range.end = page.plus(1);
+        }
+        held
+    }
+
     /// Locks one page if it is free.
     pub fn try_lock(&self, page: PageIndex) -> Option<PagesGuard<'_>> {
         let old = self.record(page).fetch_or(LOCKED, Ordering::Acquire);
@@ -275,6 +303,20 @@ mod tests {
         for page in 0..16 {
             assert!(records.try_lock(PageIndex(page)).is_some(), "page {page} stayed locked");
         }
+    }
+
+    #[test]
+    fn trying_takes_all_or_nothing_or_what_comes_before_an_obstacle() {
+        let records = PageRecords::new(16).unwrap();
+        let pages = |from, to| PageRange::new(PageIndex(from), PageIndex(to));
+        let obstacle = records.lock(pages(5, 6));
+        assert!(records.try_lock_all(pages(3, 8)).is_none());
+        assert_eq!(records.try_lock_while(pages(2, 8), |_| true).range(), pages(2, 5));
+        assert_eq!(records.try_lock_while(pages(2, 8), |page| page.0 < 4).range(), pages(2, 4));
+        assert_eq!(records.try_lock_while(pages(5, 8), |_| true).range(), pages(5, 5));
+        drop(obstacle);
+        assert_eq!(records.try_lock_all(pages(3, 8)).map(|held| held.range()), Some(pages(3, 8)));
+        assert!(records.try_lock_all(pages(0, 16)).is_some(), "everything was given back");
     }
 
     #[test]

@@ -17,19 +17,19 @@
 //! CPU can read it (I3), and no device entry to a copy is left when the CPU may write (I2).
 
 use super::heap::{HeapError, PageSource};
-use super::pages::{DeviceNumber, PageInfo, PageRecords, PageState};
+use super::pages::{DeviceNumber, PageInfo, PageRecords, PageState, PagesGuard};
 use super::state::{self, Touch};
 use super::views::OwnedViews;
 use super::vma::{Permission, VmaAttributes, VmaMap};
 use crate::addr::{Access, PAGE_SIZE, PageIndex, PageRange, VirtAddr};
-use crate::hmm::{Blocking, Event, Notifiers};
+use crate::hmm::{Blocking, Event, InvalidateError, Notifiers};
 use crate::observe::Counters;
 use crate::policy::Readahead;
 use crate::rank::{Rank, RankedRwLock};
-use crate::track::{CpuFault, FaultHandler, FaultOutcome, Protection, TrackError, Tracker};
+use crate::track::{CpuFault, FaultHandler, FaultOutcome, ForeignChange, Protection, TrackError, Tracker};
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 /// The home side of memory: the two views and the page records. Shared by the address space and by mirrors, so that a
@@ -53,8 +53,8 @@ pub struct AddressSpace {
     readahead: Readahead,
     /// Threads of devices' drivers, by kernel id.
     driver_threads: RwLock<Vec<u32>>,
-    /// Numbers of devices that were handed out.
-    devices: AtomicU32,
+    /// Numbers of devices that are in use, one bit each.
+    devices: Mutex<[u64; 4]>,
     /// Taken before everything else by whoever handles a CPU fault; see [`AddressSpace::hold_cpu_faults`].
     cpu_faults: RwLock<()>,
     /// Opened to a driver's thread without regard to their state.
@@ -63,12 +63,39 @@ pub struct AddressSpace {
     refused: Mutex<BTreeSet<PageIndex>>,
 }
 
+/// A CPU fault that could not be resolved.
+#[derive(Debug, thiserror::Error)]
+enum Unresolved {
+    #[error(transparent)]
+    Device(#[from] InvalidateError),
+    #[error(transparent)]
+    Track(#[from] TrackError),
+}
+
+impl Unresolved {
+    fn would_block(&self) -> bool {
+        matches!(self, Self::Device(error) if error.is_would_block())
+    }
+}
+
 /// Hands CPU faults to the address space, without keeping it alive.
 struct CpuFaults(Weak<AddressSpace>);
 
 impl FaultHandler for CpuFaults {
     fn cpu_fault(&self, fault: CpuFault) -> FaultOutcome {
-        self.0.upgrade().map_or(FaultOutcome::Refused, |space| space.cpu_fault(fault))
+        let outcome = self.0.upgrade().map(|space| space.cpu_fault(fault, Blocking::Yes));
+        // Who may wait always decides.
+        outcome.flatten().unwrap_or(FaultOutcome::Refused)
+    }
+
+    fn cpu_fault_at_once(&self, fault: CpuFault) -> Option<FaultOutcome> {
+        self.0.upgrade().map_or(Some(FaultOutcome::Refused), |space| space.cpu_fault(fault, Blocking::No))
+    }
+
+    fn foreign_change(&self, change: ForeignChange) {
+        if let Some(space) = self.0.upgrade() {
+            space.follow(change);
+        }
     }
 }
 
@@ -90,7 +117,7 @@ impl AddressSpace {
             counters,
             readahead: Readahead::default(),
             driver_threads: RwLock::new(Vec::new()),
-            devices: AtomicU32::new(0),
+            devices: Mutex::default(),
             cpu_faults: RwLock::new(()),
             trespassed: Mutex::new(Vec::new()),
             refused: Mutex::default(),
@@ -139,11 +166,18 @@ impl AddressSpace {
         self.counters.driver_cpu_faults.load(Ordering::Relaxed)
     }
 
-    /// A number for another device, unique in the life of the address space; none is left after 256.
+    /// A number for another device; none is left while 256 are in use.
     pub(crate) fn new_device(&self) -> Option<DeviceNumber> {
-        let next = |next: u32| (next <= u32::from(u8::MAX)).then_some(next + 1);
-        let number = self.devices.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
-        u8::try_from(number).ok().map(DeviceNumber)
+        let mut devices = self.devices.lock();
+        let number = (0..=u8::MAX).find(|&number| devices[usize::from(number / 64)] >> (number % 64) & 1 == 0)?;
+        devices[usize::from(number / 64)] |= 1 << (number % 64);
+        Some(DeviceNumber(number))
+    }
+
+    /// The device is gone, its mirror unregistered: another may get its number. A page that still names it has its truth at home
+    /// and no mapping on the CPU, which is right for any owner.
+    pub(crate) fn retire_device(&self, DeviceNumber(number): DeviceNumber) {
+        self.devices.lock()[usize::from(number / 64)] &= !(1 << (number % 64));
     }
 
     /// Takes every mapped page out of the app view, so that each is seen again when it is next touched. For
@@ -164,40 +198,59 @@ impl AddressSpace {
         self.cpu_faults.write()
     }
 
-    fn cpu_fault(&self, fault: CpuFault) -> FaultOutcome {
-        Counters::add(&self.counters.cpu_faults, 1);
+    /// Nothing if it would have to wait and `blocking` forbids it; then nothing was decided.
+    fn cpu_fault(&self, fault: CpuFault, blocking: Blocking) -> Option<FaultOutcome> {
+        // Waits for nobody: the dispatch that the thread is part of may hold the gate that others wait for.
         if self.driver_threads.read().contains(&fault.thread) {
+            Counters::add(&self.counters.cpu_faults, 1);
             Counters::add(&self.counters.driver_cpu_faults, 1);
-            return self.trespass(fault.page);
+            return Some(self.trespass(fault.page));
         }
-        let _touching = self.cpu_faults.read();
-        let vmas = self.vmas.read();
-        let Some(vma) = vmas.find(fault.page) else { return self.refuse(fault.page) };
+        let waits = blocking == Blocking::Yes;
+        let _touching = if waits { self.cpu_faults.read() } else { self.cpu_faults.try_read()? };
+        let vmas = if waits { self.vmas.read() } else { self.vmas.try_read()? };
+        let outcome = self.touch(&vmas, fault, blocking)?;
+        Counters::add(&self.counters.cpu_faults, 1);
+        Some(outcome)
+    }
+
+    /// A fault under the address space's lock.
+    fn touch(&self, vmas: &VmaMap, fault: CpuFault, blocking: Blocking) -> Option<FaultOutcome> {
+        let Some(vma) = vmas.find(fault.page) else { return Some(self.refuse(fault.page)) };
         if fault.access == Access::Write && vma.permission() == Permission::ReadOnly {
-            return self.refuse(fault.page);
+            return Some(self.refuse(fault.page));
         }
         let unit = self.tracker.unit(fault.page);
         // In a unit of several pages a permitted store opens them all, or it would fault for ever; loads open none too far.
         let read_only = fault.access == Access::Read
             && vmas.find_overlapping(unit).any(|vma| vma.permission() == Permission::ReadOnly);
         let allowed = if read_only { Protection::ReadOnly } else { Protection::ReadWrite };
-        let ahead = self.readahead.window(fault.page, vma.range.end.0.saturating_sub(fault.page.0));
-        let span = PageRange::new(unit.start, unit.end.max(PageIndex(fault.page.0.saturating_add(ahead))));
-        let _pages = self.home.pages.lock(span);
+        let pages = &self.home.pages;
+        let held = match blocking {
+            Blocking::Yes => pages.lock(unit),
+            Blocking::No => pages.try_lock_all(unit)?,
+        };
         // A store takes pages away from devices, which those ahead may never need: only loads, and what no device has, go ahead.
-        let copied = matches!(self.home.pages.state(fault.page), PageState::Shared | PageState::Device(_));
+        let copied = matches!(pages.state(fault.page), PageState::Shared | PageState::Device(_));
         let takes_away = fault.access == Access::Write && copied;
-        let span = if takes_away { unit } else { self.alike(unit, span) };
-        let resolved = match self.resolve(span, fault.access, allowed) {
+        let window = self.readahead.window(fault.page, vma.range.end.0.saturating_sub(fault.page.0));
+        let most = PageIndex(fault.page.0.saturating_add(window.pages));
+        let (span, ahead) = if takes_away { (unit, None) } else { self.alike(unit, most) };
+        let resolved = match self.resolve(span, fault.access, allowed, blocking) {
             // What lies ahead may not be watched at all.
-            Err(_) if span != unit => self.resolve(unit, fault.access, allowed),
+            Err(error) if span != unit && !error.would_block() => self.resolve(unit, fault.access, allowed, blocking),
             resolved => resolved,
         };
+        drop((ahead, held));
+        if resolved.is_ok() {
+            self.readahead.went(fault.page, window);
+        }
         match resolved {
-            Ok(()) => FaultOutcome::Resolved,
+            Ok(()) => Some(FaultOutcome::Resolved),
+            Err(error) if error.would_block() => None,
             Err(error) => {
                 tracing::error!(page = fault.page.0, access = %fault.access, "CPU fault not resolved: {error}");
-                FaultOutcome::Refused
+                Some(FaultOutcome::Refused)
             }
         }
     }
@@ -223,20 +276,17 @@ impl AddressSpace {
         }
     }
 
-    /// The part of `span` from its start that is in the state of its first page, at least `unit`: what can be resolved in one
-    /// go. Ends at a border of protection units, so that none is opened in part. The page locks are held.
-    fn alike(&self, unit: PageRange, span: PageRange) -> PageRange {
+    /// `unit`, whose page locks are held, and what follows it up to `most` in the same state: what can be resolved in one go. Locks
+    /// what follows, as far as nobody has it: nobody asked for it yet. Ends at a border of protection units, so that none is opened in part.
+    fn alike(&self, unit: PageRange, most: PageIndex) -> (PageRange, Option<PagesGuard<'_>>) {
+        if most <= unit.end {
+            return (unit, None);
+        }
         let pages = &self.home.pages;
         let state = pages.state(unit.start);
-        let mut end = unit.end;
-        while end < span.end && pages.state(end) == state {
-            let next = self.tracker.unit(end);
-            if next.len() > 1 {
-                break;
-            }
-            end = end.plus(1);
-        }
-        PageRange::new(unit.start, end)
+        let like = |page| pages.state(page) == state && self.tracker.unit(page).len() == 1;
+        let ahead = pages.try_lock_while(PageRange::new(unit.end, most), like);
+        (PageRange::new(unit.start, ahead.range().end), Some(ahead))
     }
 
     /// Makes home the truth of `page` for `access`, and gives it memory, as a CPU touch would but without one. The caller holds
@@ -287,12 +337,13 @@ impl AddressSpace {
         unit: PageRange,
         access: Access,
         allowed: Protection,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        blocking: Blocking,
+    ) -> Result<(), Unresolved> {
         let pages = &self.home.pages;
         let states = unit.iter().map(|page| pages.state(page));
         let touch = state::touch(states, access, allowed);
         let Touch { event, protection, .. } = touch;
-        let bracket = event.map(|event| self.notifiers.invalidate(unit, event, None, Blocking::Yes)).transpose()?;
+        let bracket = event.map(|event| self.notifiers.invalidate(unit, event, None, blocking)).transpose()?;
         for page in unit.iter() {
             let (old, new) = (pages.state(page), state::touched(pages.state(page), &touch));
             if old != new {

@@ -6,7 +6,7 @@
 //! it is still looking at the same mapping.
 //!
 //! Invariants: VMAs are not empty, do not overlap and lie inside the heap; the free extents are exactly the
-//! pages of no VMA; an id is given to one VMA once. Where a VMA is split, **the lower part keeps the id and the
+//! pages of no VMA that were not withdrawn; an id is given to one VMA once. Where a VMA is split, **the lower part keeps the id and the
 //! upper part gets a new one**; attributes are kept by both. An operation that fails changes nothing.
 
 mod extents;
@@ -177,6 +177,8 @@ pub enum VmaError {
 pub struct VmaMap {
     by_start: BTreeMap<PageIndex, Vma>,
     free: FreeExtents,
+    /// Never used again: by start, disjoint.
+    withdrawn: BTreeMap<PageIndex, PageRange>,
     pages: u32,
     next_id: u64,
 }
@@ -185,7 +187,7 @@ impl VmaMap {
     /// An empty map over a heap of `pages` pages.
     pub fn new(pages: u32) -> Self {
         let all = PageRange::of_len(PageIndex(0), pages);
-        Self { by_start: BTreeMap::new(), free: FreeExtents::new(all), pages, next_id: 1 }
+        Self { by_start: BTreeMap::new(), free: FreeExtents::new(all), withdrawn: BTreeMap::new(), pages, next_id: 1 }
     }
 
     /// Number of VMAs.
@@ -198,7 +200,7 @@ impl VmaMap {
         self.by_start.is_empty()
     }
 
-    /// Pages in VMAs.
+    /// Pages in VMAs, or withdrawn.
     pub fn mapped_pages(&self) -> u32 {
         self.pages - self.free.free_pages()
     }
@@ -263,8 +265,8 @@ impl VmaMap {
     /// If the range is empty, leaves the heap, or overlaps a VMA.
     pub fn insert(&mut self, range: PageRange, attributes: VmaAttributes) -> Result<VmaId, VmaError> {
         self.check(range)?;
-        if let Some(other) = self.find_overlapping(range).next() {
-            return Err(VmaError::Overlap { range, with: other.range });
+        if let Some(with) = self.in_the_way(range) {
+            return Err(VmaError::Overlap { range, with });
         }
         Ok(self.put(range, attributes))
     }
@@ -293,6 +295,36 @@ impl VmaMap {
             .filter_map(|start| self.by_start.remove(&start))
             .inspect(|vma| self.free.give_back(vma.range))
             .collect())
+    }
+
+    /// Takes `range` out of use for good: what is mapped there is unmapped, and nothing will be mapped there again. For addresses that the
+    /// program gave to something else.
+    ///
+    /// # Errors
+    /// If the range is empty or leaves the heap.
+    pub fn withdraw(&mut self, range: PageRange) -> Result<(), VmaError> {
+        self.remove(range)?;
+        let mut at = range.start;
+        while at < range.end {
+            let before = self.withdrawn.range(..=at).next_back().map(|(_, &old)| old).filter(|old| old.contains(at));
+            if let Some(old) = before {
+                at = old.end;
+                continue;
+            }
+            let next = self.withdrawn.range(at..range.end).next().map_or(range.end, |(&start, _)| start);
+            let fresh = PageRange::new(at, next);
+            self.free.take(fresh);
+            self.withdrawn.insert(at, fresh);
+            at = next;
+        }
+        Ok(())
+    }
+
+    /// What keeps a VMA from being made of `range`: another one, or what was withdrawn.
+    pub fn in_the_way(&self, range: PageRange) -> Option<PageRange> {
+        let withdrawn = self.withdrawn.range(..range.end).next_back().map(|(_, &old)| old);
+        let vma = self.find_overlapping(range).next().map(|vma| vma.range);
+        vma.or(withdrawn.filter(|old| old.overlaps(range)))
     }
 
     /// Changes what may be done with `range`, splitting VMAs that change in part. VMAs that already have the
@@ -330,8 +362,8 @@ impl VmaMap {
         if target.overlaps(range) {
             return Err(VmaError::Overlap { range: target, with: range });
         }
-        if let Some(other) = self.find_overlapping(target).next() {
-            return Err(VmaError::Overlap { range: target, with: other.range });
+        if let Some(with) = self.in_the_way(target) {
+            return Err(VmaError::Overlap { range: target, with });
         }
         let moved = self.remove(range)?;
         Ok(moved

@@ -4,4 +4,4 @@ mod prefetch;
 mod readahead;
 
 pub use prefetch::{Ahead, Prefetch};
-pub use readahead::{MAX_WINDOW, Readahead};
+pub use readahead::{MAX_WINDOW, Readahead, Window};

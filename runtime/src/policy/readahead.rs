@@ -21,22 +21,35 @@ pub struct Readahead {
     oldest: AtomicU32,
 }
 
+/// How far to go for a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Pages from the fault's on, at least one.
+    pub pages: u32,
+    /// The slot of the stream that the fault goes on with.
+    stream: Option<usize>,
+}
+
 impl Readahead {
-    /// How many pages from `page` on to bring back, at least one and at most `limit` (at least one).
-    pub fn window(&self, page: PageIndex, limit: u32) -> u32 {
-        let limit = limit.max(1);
-        for slot in &self.slots {
+    /// How many pages from `page` on to bring back, at most `limit` (at least one). Asking changes nothing:
+    /// see [`went`](Self::went).
+    pub fn window(&self, page: PageIndex, limit: u32) -> Window {
+        for (number, slot) in self.slots.iter().enumerate() {
             let old = slot.load(Ordering::Relaxed);
             let (next, length) = ((old >> 32) as u32, old as u32);
             if length > 0 && next == page.0 {
-                let window = (length * 2).min(MAX_WINDOW).min(limit);
-                slot.store(pack(page.plus(window), window), Ordering::Relaxed);
-                return window;
+                let pages = (length * 2).min(MAX_WINDOW).min(limit.max(1));
+                return Window { pages, stream: Some(number) };
             }
         }
-        let slot = self.oldest.fetch_add(1, Ordering::Relaxed) as usize % STREAMS;
-        self.slots[slot].store(pack(page.plus(1), 1), Ordering::Relaxed);
-        1
+        Window { pages: 1, stream: None }
+    }
+
+    /// The fault at `page` was resolved with this window: the stream's next fault will be behind it.
+    pub fn went(&self, page: PageIndex, window: Window) {
+        let oldest = || self.oldest.fetch_add(1, Ordering::Relaxed) as usize % STREAMS;
+        let slot = window.stream.unwrap_or_else(oldest);
+        self.slots[slot].store(pack(page.plus(window.pages), window.pages), Ordering::Relaxed);
     }
 }
 
@@ -48,11 +61,17 @@ fn pack(next: PageIndex, length: u32) -> u64 {
 mod tests {
     use super::*;
 
+    fn window(readahead: &Readahead, page: PageIndex, limit: u32) -> u32 {
+        let window = readahead.window(page, limit);
+        readahead.went(page, window);
+        window.pages
+    }
+
     /// Faults of a scan over `pages` pages from `start` on.
     fn scan(readahead: &Readahead, start: u32, pages: u32) -> u32 {
         let (mut at, mut faults) = (start, 0);
         while at < start + pages {
-            at += readahead.window(PageIndex(at), start + pages - at);
+            at += window(readahead, PageIndex(at), start + pages - at);
             faults += 1;
         }
         faults
@@ -70,7 +89,7 @@ mod tests {
     fn pages_in_random_order_are_brought_one_by_one() {
         let readahead = Readahead::default();
         for n in 0..1000u32 {
-            assert_eq!(readahead.window(PageIndex(n.wrapping_mul(7919) % 100_003), 1000), 1);
+            assert_eq!(window(&readahead, PageIndex(n.wrapping_mul(7919) % 100_003), 1000), 1);
         }
     }
 
@@ -80,19 +99,27 @@ mod tests {
         let mut at: Vec<u32> = (0..8).map(|stream| stream * 100_000).collect();
         for _ in 0..12 {
             for at in &mut at {
-                *at += readahead.window(PageIndex(*at), u32::MAX);
+                *at += window(&readahead, PageIndex(*at), u32::MAX);
             }
         }
-        assert_eq!(readahead.window(PageIndex(at[3]), u32::MAX), MAX_WINDOW);
+        assert_eq!(window(&readahead, PageIndex(at[3]), u32::MAX), MAX_WINDOW);
     }
 
     #[test]
     fn windows_stay_inside_their_limit() {
         let readahead = Readahead::default();
-        assert_eq!(readahead.window(PageIndex(0), 0), 1);
+        assert_eq!(window(&readahead, PageIndex(0), 0), 1);
         for _ in 0..20 {
-            readahead.window(PageIndex(1), 1);
+            window(&readahead, PageIndex(1), 1);
         }
-        assert_eq!(readahead.window(PageIndex(1), 1), 1);
+        assert_eq!(window(&readahead, PageIndex(1), 1), 1);
+    }
+
+    #[test]
+    fn a_fault_that_was_put_off_goes_on_with_its_stream() {
+        let readahead = Readahead::default();
+        scan(&readahead, 0, 15);
+        let before = readahead.window(PageIndex(15), 1000);
+        assert_eq!((before.pages, readahead.window(PageIndex(15), 1000)), (16, before));
     }
 }

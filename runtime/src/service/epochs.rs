@@ -72,6 +72,11 @@ impl Epochs {
         self.running.store(false, Ordering::SeqCst);
     }
 
+    /// Whether a live dispatch is in flight; the update lock is held.
+    pub(super) fn running(&self) -> bool {
+        self.running.load(Ordering::SeqCst)
+    }
+
     /// Waits until no running kernel uses what was cleared before the call. The update lock is held.
     pub(super) fn shootdown(&self, device: &dyn Device) {
         if !self.running.load(Ordering::SeqCst) {

@@ -317,6 +317,10 @@ impl MirrorOps for DeviceMirror {
             Blocking::Yes => (self.gate.lock(), self.update.lock()),
             Blocking::No => (self.gate.try_lock().ok_or(WouldBlock)?, self.update.try_lock().ok_or(WouldBlock)?),
         };
+        if info.blocking == Blocking::No && self.epochs.running() {
+            // A shootdown waits for kernels that run.
+            return Err(WouldBlock);
+        }
         match let_go(info.event) {
             LetGo::Downgrade => self.downgrade(&mut state, info.pages),
             LetGo::BringHome => self.take_away(&mut state, info.pages, true),

@@ -8,7 +8,8 @@ use std::sync::Arc;
 /// How a tracker is set up.
 #[derive(Clone, Copy, Debug)]
 pub struct TrackerOptions {
-    /// Threads that resolve faults, 1 to 8. More than one helps when handlers wait (for a device, say).
+    /// Threads that resolve faults which have to wait (for a device, say), 1 to 8; the others are resolved by the one thread
+    /// that reads them.
     pub handler_threads: usize,
     /// How many kernel mappings the tracker may make of the app view. `None`: half of what
     /// `vm.max_map_count` leaves to this process.
@@ -30,7 +31,7 @@ impl TrackerOptions {
 
 impl Default for TrackerOptions {
     fn default() -> Self {
-        Self { handler_threads: 1, mapping_budget: None }
+        Self { handler_threads: 2, mapping_budget: None }
     }
 }
 

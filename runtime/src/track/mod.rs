@@ -90,9 +90,36 @@ pub struct CpuFault {
 }
 
 /// Resolves CPU faults; called on tracker threads, several at a time if the tracker has several.
+///
+/// A tracker has one thread that reads faults and never waits, and others that may. So a fault that must wait (for a device,
+/// for whoever holds the page) keeps no other fault waiting, which may be the one that it waits for.
 pub trait FaultHandler: Send + Sync {
-    /// Makes the access possible by calling [`Tracker::map`], or decides that it never will be.
+    /// Makes the access possible by calling [`Tracker::map`], or decides that it never will be. May wait.
     fn cpu_fault(&self, fault: CpuFault) -> FaultOutcome;
+
+    /// As [`cpu_fault`](Self::cpu_fault), for the thread that reads faults: `None` if it would have to wait. Then
+    /// nothing was decided, and the fault goes to `cpu_fault` on another thread.
+    fn cpu_fault_at_once(&self, fault: CpuFault) -> Option<FaultOutcome> {
+        let _ = fault;
+        None
+    }
+
+    /// The program changed the app view by a system call of its own, which the tracker noticed. May wait.
+    ///
+    /// The call has been made, or is being made, when this is called; while it runs, touches of the pages wait.
+    fn foreign_change(&self, change: ForeignChange) {
+        let _ = change;
+    }
+}
+
+/// A change of the app view that was not the tracker's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForeignChange {
+    /// The pages are not in the app view any more, and what is mapped at their addresses is not ours (`munmap`, or `mmap` and
+    /// `mremap` to there).
+    Unmapped(PageRange),
+    /// The pages' memory is now mapped elsewhere, where the program goes on using it untracked (`mremap`).
+    Moved(PageRange),
 }
 
 /// What the handler did about a fault.

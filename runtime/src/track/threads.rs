@@ -48,10 +48,15 @@ impl HandlerThreads {
     }
 }
 
-/// Calls the handler. A handler that panics refuses the access: the toucher gets a signal where it
+/// Calls the handler, which may wait. A handler that panics refuses the access: the toucher gets a signal where it
 /// would otherwise wait for ever.
 pub(super) fn resolve(handler: &dyn FaultHandler, fault: CpuFault) -> FaultOutcome {
     catch_unwind(AssertUnwindSafe(|| handler.cpu_fault(fault))).unwrap_or(FaultOutcome::Refused)
+}
+
+/// Calls the handler, which may not wait: nothing if it would have to.
+pub(super) fn resolve_at_once(handler: &dyn FaultHandler, fault: CpuFault) -> Option<FaultOutcome> {
+    catch_unwind(AssertUnwindSafe(|| handler.cpu_fault_at_once(fault))).unwrap_or(Some(FaultOutcome::Refused))
 }
 
 /// Keeps asynchronous signals from the current thread until dropped.

@@ -160,10 +160,27 @@ impl Mapping {
         if self.is_empty() {
             return Ok(());
         }
-        let span = self.span;
+        let mut rest = self.span;
         self.span.bytes = 0;
-        // SAFETY: `self` owned the span and lets go of it; references into it borrow `self`.
-        unsafe { self.space.unmap_span(span) }
+        loop {
+            // SAFETY: `self` owned the span and lets go of it; references into it borrow `self`.
+            let hole = match unsafe { self.space.unmap_span(rest) } {
+                // A system call of the program's own took a part: the others are still to be unmapped.
+                Err(OpError::Unmapped { hole, .. }) => hole,
+                done => return done,
+            };
+            let below = Span { start: rest.start, bytes: hole.start.0 - rest.start.0 };
+            if below.bytes > 0 {
+                // SAFETY: as above.
+                unsafe { self.space.unmap_span(below) }?;
+            }
+            let end = rest.start.0 + rest.bytes;
+            rest.start = VirtAddr(hole.start.0 + hole.bytes);
+            rest.bytes = end - rest.start.0;
+            if rest.bytes == 0 {
+                return Ok(());
+            }
+        }
     }
 }
 

@@ -75,10 +75,7 @@ impl AddressSpace {
         if target.overlaps(range) {
             return Err(overlap(range));
         }
-        match vmas.find_overlapping(target).next() {
-            Some(other) => Err(overlap(other.range)),
-            None => Ok(target),
-        }
+        vmas.in_the_way(target).map_or(Ok(target), |other| Err(overlap(other)))
     }
 
     /// Copies what `from` holds to `to`, which holds nothing; undone if there is no memory. The locks of both are held, `from` is

@@ -53,6 +53,24 @@ fn neighbours_with_equal_attributes_stay_apart() {
 }
 
 #[test]
+fn what_was_withdrawn_is_unmapped_and_never_mapped_again() {
+    let mut map = VmaMap::new(100);
+    map.insert(pages(0, 40), VmaAttributes::default()).unwrap();
+    map.withdraw(pages(30, 50)).unwrap();
+    map.withdraw(pages(20, 60)).unwrap();
+    map.withdraw(pages(25, 35)).unwrap();
+    assert_eq!(map.iter().map(|vma| vma.range).collect::<Vec<_>>(), [pages(0, 20)]);
+    assert!(map.insert(pages(59, 70), VmaAttributes::default()).is_err());
+    assert_eq!(map.in_the_way(pages(55, 70)), Some(pages(50, 60)));
+    assert!(map.move_to(pages(0, 20), PageIndex(45)).is_err());
+    assert_eq!(map.insert_lowest(40, 1, VmaAttributes::default()).unwrap().range, pages(60, 100));
+    assert!(map.insert_lowest(1, 1, VmaAttributes::default()).is_err());
+    map.remove(pages(0, 100)).unwrap();
+    assert_eq!(map.mapped_pages(), 40, "removing gives nothing of it back");
+    map.insert(pages(0, 20), VmaAttributes::default()).unwrap();
+}
+
+#[test]
 fn gaps_are_found_lowest_first_and_aligned() {
     let mut map = VmaMap::new(4096);
     let mut place = |count, align| map.insert_lowest(count, align, VmaAttributes::default()).unwrap().range.start.0;

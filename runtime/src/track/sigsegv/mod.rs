@@ -2,7 +2,8 @@
 //!
 //! How it works. Protections are mprotect's. A touch that is not allowed raises SIGSEGV; the signal
 //! handler finds the region in a static table, queues the fault, and sleeps in the faulting thread until a handler
-//! thread has resolved it; then it returns, and the access is retried.
+//! thread has resolved it; then it returns, and the access is retried. One handler thread never waits; the faults that have to
+//! wait are for the others.
 //!
 //! Gotchas, all inherent to signals:
 //! - A system call that reads or writes a page which is not accessible at that moment fails with `EFAULT`
@@ -14,6 +15,7 @@
 //! - A thread that runs on a signal stack of `MINSIGSTKSZ` has room: the handler uses a few hundred bytes.
 //! - Each change of protection between neighbouring pages is one more kernel mapping, and there may be `vm.max_map_count`
 //!   of them. Near the budget, `plan` protects coarser units, and [`Tracker::unit`] says how coarse.
+//! - What the program does to the app view by calls of its own (`munmap`, `mremap`, `mprotect`) is not noticed.
 //! - A forked child has neither the app view nor handler threads: its touch goes to the earlier handler.
 //!
 //! Lock order: `plan` is a leaf; the signal handler takes no lock at all.
@@ -26,7 +28,7 @@ mod signal;
 
 use super::choose::{TrackerOptions, TrackerUnavailable};
 use super::process::ProcessId;
-use super::threads::{HandlerThreads, resolve};
+use super::threads::{HandlerThreads, resolve, resolve_at_once};
 use super::{CpuFault, FaultHandler, FaultOutcome, Protection, TrackError, Tracker, TrackerKind, Views};
 use crate::addr::{PageIndex, PageRange};
 use parking_lot::Mutex;
@@ -136,7 +138,7 @@ impl Tracker for SigsegvTracker {
         let (runs, budget) = plan.load();
         format!(
             "mprotect and SIGSEGV because userfaultfd was not taken ({}; {}; system calls on inaccessible pages return EFAULT; \
-             {} handler thread(s); {runs} of {budget} kernel mappings, {} coarse zone(s))",
+             1 + {} handler threads; {runs} of {budget} kernel mappings, {} coarse zone(s))",
             self.why,
             signal::standing(),
             self.thread_count,
@@ -148,7 +150,8 @@ impl Tracker for SigsegvTracker {
         let everything = self.core.views.all();
         self.core.admit("starting the fault handler", everything)?;
         let core = Arc::clone(&self.core);
-        self.threads.spawn(self.thread_count, Arc::new(move |index| core.serve(&*handler, index))).map_err(|error| {
+        let body = move |index| core.serve(&*handler, index);
+        self.threads.spawn(1 + self.thread_count, Arc::new(body)).map_err(|error| {
             self.stop();
             TrackError::new("starting the fault handler", everything, error, "Raise the limit of threads")
         })
@@ -240,16 +243,22 @@ impl Core {
         unsafe { rustix::mm::mprotect(start, pages.bytes(), flags) }
     }
 
-    /// Resolves faults until the region closes.
+    /// Resolves faults until the region closes: at once on thread 0, which never waits, and the rest on the others.
     fn serve(&self, handler: &dyn FaultHandler, thread: usize) {
         self.region.serve(thread, |fault, same_page| {
-            let Some(page) = self.views.app_page(fault.address) else { return Answer::Refused };
+            let Some(page) = self.views.app_page(fault.address) else { return Some(Answer::Refused) };
             let access = same_page.fold(fault.access, |most, other| most.max(other.access));
-            self.faults.fetch_add(1, Ordering::Relaxed);
-            match resolve(handler, CpuFault { page, access, thread: fault.thread }) {
+            let fault = CpuFault { page, access, thread: fault.thread };
+            let outcome = if thread == 0 {
+                self.faults.fetch_add(1, Ordering::Relaxed);
+                resolve_at_once(handler, fault)?
+            } else {
+                resolve(handler, fault)
+            };
+            Some(match outcome {
                 FaultOutcome::Resolved => Answer::Retry,
                 FaultOutcome::Refused => Answer::Refused,
-            }
+            })
         });
         if self.retire_at_exit.load(Ordering::Acquire) {
             self.region.retire();

@@ -6,9 +6,12 @@
 //! Protocol. A region's `users` counts signal handlers inside; one counts itself in *before* it checks that the region
 //! is open for its address (and is owned by this process), and out when done. `retire` waits for zero before the entry is reused.
 //!
-//! A fault is a node on the faulting thread's signal stack, pushed on the region's list. Handler threads take
-//! the whole list at once, so there is no ABA. The node is gone as soon as its answer is stored: from then on
+//! A fault is a node on the faulting thread's signal stack, pushed on a list. Who serves a list takes it whole,
+//! so there is no ABA. The node is gone as soon as its answer is stored: from then on
 //! only its address is used, for a futex wake that at worst wakes somebody for nothing.
+//!
+//! There are two lists, *posted* and *waiting*. One thread serves the first and never waits; a fault that would make it
+//! wait it puts on the second, which the other threads serve.
 
 use super::super::choose::TrackerOptions;
 use super::super::process::ProcessId;
@@ -21,7 +24,8 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
 
 /// Trackers that may live at once in a process.
 pub(super) const MAX_REGIONS: usize = 64;
-const MAX_THREADS: usize = TrackerOptions::MAX_HANDLER_THREADS;
+/// Handler threads of a region, the one that never waits included.
+const MAX_THREADS: usize = TrackerOptions::MAX_HANDLER_THREADS + 1;
 const SHORT: futex::Timespec = futex::Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 
 static REGIONS: [Region; MAX_REGIONS] = [const { Region::new() }; MAX_REGIONS];
@@ -68,13 +72,86 @@ pub(super) struct Region {
     users: AtomicU32,
     /// Retries still granted to faults in a free region, which may be from when it was not.
     grace: AtomicU32,
-    /// Faults posted and not taken, newest first.
-    posted: AtomicPtr<Posted>,
+    /// Faults that nobody has looked at yet.
+    posted: Line,
+    /// Faults whose resolution has to wait for something.
+    waiting: Line,
+    /// Kernel thread ids of the handler threads, 0 where there is none.
+    threads: [AtomicU32; MAX_THREADS],
+}
+
+/// A list of faults, and those who sleep until there is one.
+struct Line {
+    /// Newest first.
+    newest: AtomicPtr<Posted>,
     /// Counts posts; what handler threads sleep on.
     bell: AtomicU32,
     sleepers: AtomicU32,
-    /// Kernel thread ids of the handler threads, 0 where there is none.
-    threads: [AtomicU32; MAX_THREADS],
+}
+
+impl Line {
+    const fn new() -> Self {
+        Self { newest: AtomicPtr::new(null_mut()), bell: AtomicU32::new(0), sleepers: AtomicU32::new(0) }
+    }
+
+    /// Forgets everything, without answering.
+    fn reset(&self) {
+        self.newest.store(null_mut(), SeqCst);
+        self.sleepers.store(0, SeqCst);
+    }
+
+    /// The faults there are, oldest first; null if there is none.
+    fn take(&self) -> *mut Posted {
+        in_order(self.newest.swap(null_mut(), SeqCst))
+    }
+
+    /// Adds a fault. Async-signal-safe.
+    ///
+    /// # Safety
+    /// The node lives until it is answered, and stands in no list.
+    unsafe fn push(&self, node: *mut Posted) {
+        let mut head = self.newest.load(SeqCst);
+        loop {
+            // SAFETY: the node is not published yet, so this thread alone has it.
+            unsafe { (*node).next = head };
+            match self.newest.compare_exchange_weak(head, node, SeqCst, SeqCst) {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// Sleeps until something is posted or `state` is no longer open. No wake-up is lost: a post after `bell` was read changes
+    /// it, one before it shows in the list; and who rings after `sleepers` was raised sees that.
+    fn sleep(&self, state: &AtomicU32) {
+        self.sleepers.fetch_add(1, SeqCst);
+        let bell = self.bell.load(SeqCst);
+        if self.newest.load(SeqCst).is_null() && state.load(SeqCst) == OPEN {
+            // Returns early on a signal or a changed bell: the caller looks again.
+            let _ = futex::wait(&self.bell, futex::Flags::PRIVATE, bell, None);
+        }
+        self.sleepers.fetch_sub(1, SeqCst);
+    }
+
+    fn ring(&self, state: &AtomicU32) {
+        self.bell.fetch_add(1, SeqCst);
+        // While closing, everybody must hear it: handler threads, and `retire`, which is no sleeper.
+        let closing = state.load(SeqCst) != OPEN;
+        if closing || self.sleepers.load(SeqCst) > 0 {
+            let count = if closing { i32::MAX as u32 } else { 1 };
+            let _ = futex::wake(&self.bell, futex::Flags::PRIVATE, count);
+        }
+    }
+
+    fn answer_all(&self, answer: Answer) {
+        let mut node = self.take();
+        while !node.is_null() {
+            // SAFETY: an unanswered node's thread waits in `post`, so the node is live.
+            let next = unsafe { (*node).next };
+            give(node, answer);
+            node = next;
+        }
+    }
 }
 
 impl Region {
@@ -86,9 +163,8 @@ impl Region {
             owner: AtomicU64::new(0),
             users: AtomicU32::new(0),
             grace: AtomicU32::new(0),
-            posted: AtomicPtr::new(null_mut()),
-            bell: AtomicU32::new(0),
-            sleepers: AtomicU32::new(0),
+            posted: Line::new(),
+            waiting: Line::new(),
             threads: [const { AtomicU32::new(0) }; MAX_THREADS],
         }
     }
@@ -104,8 +180,8 @@ impl Region {
         // Only an inherited entry has leftovers; the threads that they speak of are not in this process.
         if region.owner.swap(owner.0, SeqCst) != owner.0 {
             region.users.store(0, SeqCst);
-            region.posted.store(null_mut(), SeqCst);
-            region.sleepers.store(0, SeqCst);
+            region.posted.reset();
+            region.waiting.reset();
         }
         region.threads.iter().for_each(|thread| thread.store(0, SeqCst));
         region.start.store(addresses.start, SeqCst);
@@ -117,35 +193,42 @@ impl Region {
     /// Lets no more faults wait: signal handlers return to retry, handler threads end. Everything must be accessible before.
     pub(super) fn close(&self) {
         self.state.store(CLOSING, SeqCst);
-        self.ring();
+        self.posted.ring(&self.state);
+        self.waiting.ring(&self.state);
     }
 
     /// Frees the entry when the last signal handler has left it. The handler threads have ended.
     pub(super) fn retire(&self) {
         while self.users.load(SeqCst) != 0 {
-            let bell = self.bell.load(SeqCst);
-            self.answer_all(Answer::Retry);
+            let bell = self.posted.bell.load(SeqCst);
+            self.posted.answer_all(Answer::Retry);
+            self.waiting.answer_all(Answer::Retry);
             // A handler that is between counting itself in and posting rings when it does; the timeout
             // covers the one that leaves without posting.
-            let _ = futex::wait(&self.bell, futex::Flags::PRIVATE, bell, Some(&SHORT));
+            let _ = futex::wait(&self.posted.bell, futex::Flags::PRIVATE, bell, Some(&SHORT));
         }
         self.grace.store(GRACE, SeqCst);
         self.state.store(FREE, SeqCst);
     }
 
-    /// Runs on handler thread number `thread` until the region closes: answers every posted fault with
-    /// what `resolve` says. `resolve` also gets the other waiting faults on the same page, which share the answer
-    /// if it is to retry (whoever then is not satisfied faults again).
-    pub(super) fn serve(&self, thread: usize, resolve: impl Fn(&Posted, &mut dyn Iterator<Item = &Posted>) -> Answer) {
+    /// Runs on handler thread number `thread` until the region closes: answers faults with what `resolve` says. The first thread serves new
+    /// faults; those that `resolve` says nothing about are left to the others. `resolve` also gets the other faults at hand on
+    /// the same page, which share the answer if it is to retry (whoever then is not satisfied faults again).
+    pub(super) fn serve(
+        &self,
+        thread: usize,
+        resolve: impl Fn(&Posted, &mut dyn Iterator<Item = &Posted>) -> Option<Answer>,
+    ) {
         if let Some(id) = self.threads.get(thread) {
             id.store(current_thread(), SeqCst);
         }
+        let line = if thread == 0 { &self.posted } else { &self.waiting };
         while self.state.load(SeqCst) == OPEN {
-            let list = self.posted.swap(null_mut(), SeqCst);
+            let list = line.take();
             if list.is_null() {
-                self.sleep();
+                line.sleep(&self.state);
             } else {
-                serve_list(in_order(list), &resolve);
+                self.serve_list(list, &resolve);
             }
         }
         if let Some(id) = self.threads.get(thread) {
@@ -153,52 +236,46 @@ impl Region {
         }
     }
 
-    /// Sleeps until something is posted. No wake-up is lost: a post after `bell` was read changes it, one before it
-    /// shows in the list; and who rings after `sleepers` was raised sees that.
-    fn sleep(&self) {
-        self.sleepers.fetch_add(1, SeqCst);
-        let bell = self.bell.load(SeqCst);
-        if self.posted.load(SeqCst).is_null() && self.state.load(SeqCst) == OPEN {
-            // Returns early on a signal or a changed bell: the caller looks again.
-            let _ = futex::wait(&self.bell, futex::Flags::PRIVATE, bell, None);
-        }
-        self.sleepers.fetch_sub(1, SeqCst);
-    }
-
-    fn ring(&self) {
-        self.bell.fetch_add(1, SeqCst);
-        // While closing, everybody must hear it: handler threads, and `retire`, which is no sleeper.
-        let closing = self.state.load(SeqCst) != OPEN;
-        if closing || self.sleepers.load(SeqCst) > 0 {
-            let count = if closing { i32::MAX as u32 } else { 1 };
-            let _ = futex::wake(&self.bell, futex::Flags::PRIVATE, count);
-        }
-    }
-
-    fn answer_all(&self, answer: Answer) {
-        let mut node = in_order(self.posted.swap(null_mut(), SeqCst));
-        while !node.is_null() {
-            // SAFETY: an unanswered node's thread waits in `post`, so the node is live.
-            let next = unsafe { (*node).next };
-            give(node, answer);
-            node = next;
+    /// Answers each fault of a taken list, or puts it among those that wait.
+    fn serve_list(
+        &self,
+        list: *mut Posted,
+        resolve: &dyn Fn(&Posted, &mut dyn Iterator<Item = &Posted>) -> Option<Answer>,
+    ) {
+        let mut rest = list;
+        while !rest.is_null() {
+            // SAFETY: unanswered nodes are live, and this thread alone has the list. The references end before
+            // any of the nodes is answered.
+            let (answer, page, mut next) = unsafe {
+                let fault = &*rest;
+                let page = fault.address / PAGE_SIZE;
+                let mut same_page = nodes(fault.next).filter(|other| other.address / PAGE_SIZE == page);
+                (resolve(fault, &mut same_page), page, fault.next)
+            };
+            match answer {
+                None => {
+                    // SAFETY: it is live and no longer in this list.
+                    unsafe { self.waiting.push(rest) };
+                    self.waiting.ring(&self.state);
+                }
+                Some(answer) => {
+                    give(rest, answer);
+                    if answer == Answer::Retry {
+                        next = answer_page(next, page);
+                    }
+                }
+            }
+            rest = next;
         }
     }
 
     /// Posts a fault and sleeps until it is answered. Async-signal-safe. The caller is counted in.
     fn post(&self, address: usize, access: Access, thread: u32) -> Answer {
         let mut node = Posted { address, access, thread, next: null_mut(), answer: AtomicU32::new(PENDING) };
-        let mut head = self.posted.load(SeqCst);
         let node_pointer: *mut Posted = &raw mut node;
-        loop {
-            // SAFETY: the node is this frame's and not yet published.
-            unsafe { (*node_pointer).next = head };
-            match self.posted.compare_exchange_weak(head, node_pointer, SeqCst, SeqCst) {
-                Ok(_) => break,
-                Err(now) => head = now,
-            }
-        }
-        self.ring();
+        // SAFETY: this frame waits below until the node is answered.
+        unsafe { self.posted.push(node_pointer) };
+        self.posted.ring(&self.state);
         // SAFETY: the node lives until this function returns; others only touch its atomic from now on, or read.
         let answer = unsafe { &(*node_pointer).answer };
         loop {
@@ -287,26 +364,6 @@ fn in_order(mut newest: *mut Posted) -> *mut Posted {
         newest = rest;
     }
     oldest
-}
-
-/// Answers each fault of a taken list.
-fn serve_list(list: *mut Posted, resolve: &dyn Fn(&Posted, &mut dyn Iterator<Item = &Posted>) -> Answer) {
-    let mut rest = list;
-    while !rest.is_null() {
-        // SAFETY: unanswered nodes are live, and this thread alone has the list. The references end before
-        // any of the nodes is answered.
-        let (answer, page, mut next) = unsafe {
-            let fault = &*rest;
-            let page = fault.address / PAGE_SIZE;
-            let mut same_page = nodes(fault.next).filter(|other| other.address / PAGE_SIZE == page);
-            (resolve(fault, &mut same_page), page, fault.next)
-        };
-        give(rest, answer);
-        if answer == Answer::Retry {
-            next = answer_page(next, page);
-        }
-        rest = next;
-    }
 }
 
 /// Sends everybody in the list who waits for `page` to retry; returns the list of the others.

@@ -4,7 +4,8 @@ use crate::addr::{Access, PAGE_SIZE, PageIndex, PageRange};
 use crate::track::sigsegv::SigsegvTracker;
 use crate::track::uffd::UffdTracker;
 use crate::track::{
-    CpuFault, FaultHandler, FaultOutcome, Protection, Tracker, TrackerKind, TrackerOptions, Views, on_fault_path,
+    CpuFault, FaultHandler, FaultOutcome, ForeignChange, Protection, Tracker, TrackerKind, TrackerOptions, Views,
+    on_fault_path,
 };
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
@@ -55,12 +56,15 @@ impl Case {
 }
 
 type Decide = dyn Fn(&dyn Tracker, CpuFault) -> FaultOutcome + Send + Sync;
+type Follow = dyn Fn(ForeignChange) + Send + Sync;
 
 /// Records faults, then does what it was made to do.
 pub(super) struct TestHandler {
     tracker: OnceLock<Weak<dyn Tracker>>,
     faults: Mutex<Vec<CpuFault>>,
     decide: Box<Decide>,
+    /// Told of foreign changes, once it is set.
+    pub(super) follow: OnceLock<Box<Follow>>,
 }
 
 impl FaultHandler for TestHandler {
@@ -69,6 +73,12 @@ impl FaultHandler for TestHandler {
         self.faults.lock().push(fault);
         let tracker = self.tracker.get().unwrap().upgrade();
         tracker.map_or(FaultOutcome::Resolved, |tracker| (self.decide)(&*tracker, fault))
+    }
+
+    fn foreign_change(&self, change: ForeignChange) {
+        if let Some(follow) = self.follow.get() {
+            follow(change);
+        }
     }
 }
 
@@ -112,8 +122,12 @@ impl Tracked {
                 TrackerKind::Sigsegv => Arc::new(SigsegvTracker::open(memory.views, &options, "test").unwrap()),
             }
         };
-        let handler =
-            Arc::new(TestHandler { tracker: OnceLock::new(), faults: Mutex::default(), decide: Box::new(decide) });
+        let handler = Arc::new(TestHandler {
+            tracker: OnceLock::new(),
+            faults: Mutex::default(),
+            decide: Box::new(decide),
+            follow: OnceLock::new(),
+        });
         assert!(handler.tracker.set(Arc::downgrade(&tracker)).is_ok());
         tracker.start(Arc::clone(&handler) as Arc<dyn FaultHandler>).unwrap();
         Self { tracker, handler, memory }

@@ -3,6 +3,7 @@
 
 mod contract;
 mod fixture;
+mod foreign;
 mod processes;
 mod stress;
 

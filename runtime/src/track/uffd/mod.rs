@@ -9,6 +9,9 @@
 //! | unmapped | contents, no entry in the app view | minor fault | continue |
 //! | write-protected | entry with the protection bit | write-protect fault on a store | lifting the bit |
 //!
+//! Threads. One reads the descriptor and never waits; what has to wait is handed to others (`serve.rs`, `mail.rs`). The kernel's
+//! events about mappings are noted by whoever reads them (`foreign.rs`).
+//!
 //! No lost wake-ups. Every thread that waits put a message on the descriptor first; every message
 //! read is answered by one explicit wake *after* the handler returned, whatever happened in between
 //! (the other calls wake nobody); a thread that was woken for nothing retries, faults and puts a new message.
@@ -24,6 +27,8 @@
 //!
 //! Unsafe code: the raw layer in `raw`, `madvise` and `mprotect` on the app view here.
 
+mod foreign;
+mod mail;
 mod populate;
 mod raw;
 mod registry;
@@ -37,6 +42,8 @@ use super::process::ProcessId;
 use super::threads::HandlerThreads;
 use super::{FaultHandler, Protection, TrackError, Tracker, TrackerKind, Views};
 use crate::addr::{PageIndex, PageRange};
+use foreign::Gone;
+use mail::Mail;
 use parking_lot::Mutex;
 use raw::{Features, Privilege, Span, Uffd};
 use registry::Registry;
@@ -75,9 +82,13 @@ struct Core {
     /// Pages whose accesses were refused: mprotected until the next operation on them.
     refused: Mutex<BTreeSet<PageIndex>>,
     refused_count: AtomicUsize,
+    /// Pages that the program has unmapped or moved away.
+    gone: Gone,
+    /// What was read and is to be done.
+    mail: Mail,
     /// This process's page-table entries, to skip over mapped pages; none if /proc is not there.
     pagemap: Option<OwnedFd>,
-    /// Readable once the tracker stops; never read, so that it wakes every handler thread.
+    /// Readable once the tracker stops; never read.
     stop_event: OwnedFd,
     stopping: AtomicBool,
     faults: AtomicU64,
@@ -93,8 +104,8 @@ impl UffdTracker {
     /// As for [`choose`](super::choose()).
     pub unsafe fn open(views: Views, options: &TrackerOptions) -> Result<Self, TrackerUnavailable> {
         let (raw, privilege, features) = negotiate()?;
-        let stop_event =
-            eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| unavailable("making an eventfd", error, OPEN_REMEDY))?;
+        let no_eventfd = |error| unavailable("making an eventfd", error, OPEN_REMEDY);
+        let stop_event = eventfd(0, EventfdFlags::CLOEXEC).map_err(no_eventfd)?;
         let core = Core {
             raw,
             views,
@@ -103,6 +114,8 @@ impl UffdTracker {
             has_gaps: AtomicBool::new(false),
             refused: Mutex::default(),
             refused_count: AtomicUsize::new(0),
+            gone: Gone::new(views.pages),
+            mail: Mail::new().map_err(no_eventfd)?,
             pagemap: std::fs::File::open("/proc/self/pagemap").ok().map(OwnedFd::from),
             stop_event,
             stopping: AtomicBool::new(false),
@@ -133,7 +146,7 @@ impl Tracker for UffdTracker {
         };
         let (runs, budget) = self.core.registry.lock().load();
         format!(
-            "userfaultfd ({calls}; {}; {} handler thread(s); {runs} of {budget} kernel mappings)",
+            "userfaultfd ({calls}; {}; 1 + {} handler threads; {runs} of {budget} kernel mappings)",
             self.features, self.thread_count
         )
     }
@@ -142,10 +155,9 @@ impl Tracker for UffdTracker {
         let everything = self.core.views.all();
         self.core.admit("starting the fault handler", everything)?;
         let core = Arc::clone(&self.core);
-        let batch = if self.thread_count == 1 { serve::MAX_BATCH } else { serve::SHARED_BATCH };
-        self.threads.spawn(self.thread_count, Arc::new(move |_| core.serve(&*handler, batch))).map_err(|error| {
-            self.core.release();
-            self.threads.join();
+        let body = move |index| if index == 0 { core.read_faults(&*handler) } else { core.work(&*handler) };
+        self.threads.spawn(1 + self.thread_count, Arc::new(body)).map_err(|error| {
+            self.stop();
             TrackError::new("starting the fault handler", everything, error, "Raise the limit of threads")
         })
     }
@@ -155,7 +167,7 @@ impl Tracker for UffdTracker {
         let mut registry = self.core.registry.lock();
         let watched = registry.watch(pages, |run| {
             // SAFETY: `run` lies in the app view, a shared mapping of a memfd that `open`'s caller manages.
-            unsafe { self.core.raw.register(self.core.span(run)) }
+            self.core.on_present(run, |run| unsafe { self.core.raw.register(self.core.span(run)) })
         });
         self.core.has_gaps.store(registry.has_gaps(), Ordering::Release);
         watched.map_err(|error| TrackError::new("watching", pages, error, MEMORY_REMEDY))
@@ -164,19 +176,22 @@ impl Tracker for UffdTracker {
     fn write_protect(&self, pages: PageRange) -> Result<(), TrackError> {
         self.core.admit_watched("write-protecting", pages)?;
         self.core
-            .protect_mapped(pages, true)
+            .on_present(pages, |pages| self.core.protect_mapped(pages, true))
             .map_err(|error| TrackError::new("write-protecting", pages, error, MEMORY_REMEDY))
     }
 
     fn unmap(&self, pages: PageRange) -> Result<(), TrackError> {
         self.core.admit_watched("unmapping", pages)?;
-        self.core.drop_entries(pages).map_err(|error| TrackError::new("unmapping", pages, error, MEMORY_REMEDY))
+        self.core
+            .on_present(pages, |pages| self.core.drop_entries(pages))
+            .map_err(|error| TrackError::new("unmapping", pages, error, MEMORY_REMEDY))
     }
 
     fn map(&self, pages: PageRange, protection: Protection) -> Result<(), TrackError> {
         // Unlike the other operations this asks the kernel, not the registry, what is watched: no lock on the fault path.
         let mapped = self.core.admit("mapping", pages).and_then(|()| {
-            let mapped = self.core.lift_refusals(pages).and_then(|()| self.core.populate(pages, protection));
+            let populate = |pages| self.core.populate(pages, protection);
+            let mapped = self.core.lift_refusals(pages).and_then(|()| self.core.on_present(pages, populate));
             mapped.map_err(|error| {
                 let remedy = if error == Errno::NOENT { WATCH_FIRST } else { MEMORY_REMEDY };
                 TrackError::new("mapping", pages, error, remedy)
@@ -201,6 +216,7 @@ impl Tracker for UffdTracker {
         }
         self.core.release();
         self.threads.join();
+        self.core.read_last_events();
     }
 }
 
@@ -246,7 +262,10 @@ impl Core {
         }
         loop {
             match self.raw.write_protect(self.span(pages), protect) {
-                Err(Errno::AGAIN | Errno::INTR) => std::thread::yield_now(),
+                Err(Errno::AGAIN | Errno::INTR) => {
+                    self.read_events();
+                    std::thread::yield_now();
+                }
                 done => return done,
             }
         }
@@ -278,11 +297,14 @@ impl Core {
         self.stopping.store(true, Ordering::Release);
         // Fails only when the counter is full, and then it is readable as it should be.
         let _ = rustix::io::write(&self.stop_event, &1u64.to_ne_bytes());
+        self.mail.close();
         let everything = self.views.all();
         // Both fail only for want of memory; the descriptor's end does the same again.
         let _ = self.lift_refusals(everything);
         self.registry.lock().clear(|run| {
-            let _ = self.raw.unregister(self.span(run));
+            for run in self.gone.rest_of(run) {
+                let _ = self.raw.unregister(self.span(run));
+            }
         });
         // A thread may have queued itself between the kernel's wake and its end of the registration.
         let _ = self.raw.wake(self.span(everything));
@@ -311,7 +333,7 @@ fn negotiate() -> Result<(Uffd, Privilege, Features), TrackerUnavailable> {
         });
     }
     let (raw, privilege) = Uffd::open().map_err(refused)?;
-    let wanted = Features::REQUIRED.or(Features::THREAD_ID.and(offered));
+    let wanted = Features::REQUIRED.or(Features::THREAD_ID.or(Features::EVENTS).and(offered));
     raw.api(wanted).map_err(|error| unavailable("enabling its features", error, KERNEL_REMEDY))?;
     Ok((raw, privilege, wanted))
 }

@@ -52,6 +52,7 @@ impl Core {
                 if stalls > MAX_STALLS {
                     return Err(Errno::AGAIN);
                 }
+                self.read_events();
                 std::thread::yield_now();
             } else {
                 stalls = 0;

@@ -50,17 +50,21 @@ impl From<Span> for uffdio_range {
 pub(super) struct Features(u64);
 
 impl Features {
-    const NAMES: [(u64, &'static str); 5] = [
+    const NAMES: [(u64, &'static str); 7] = [
         (sys::UFFD_FEATURE_PAGEFAULT_FLAG_WP as u64, "write protection"),
         (sys::UFFD_FEATURE_MISSING_SHMEM as u64, "missing faults on shared memory (Linux 4.11)"),
         (sys::UFFD_FEATURE_MINOR_SHMEM as u64, "minor faults on shared memory (Linux 5.14)"),
         (sys::UFFD_FEATURE_WP_HUGETLBFS_SHMEM as u64, "write protection of shared memory (Linux 5.19)"),
         (sys::UFFD_FEATURE_THREAD_ID as u64, "thread ids"),
+        (sys::UFFD_FEATURE_EVENT_UNMAP as u64, "unmap events"),
+        (sys::UFFD_FEATURE_EVENT_REMAP as u64, "remap events"),
     ];
     /// Nothing: asks for what there is.
     pub(super) const NONE: Self = Self(0);
     /// Says who faulted; nice to have.
     pub(super) const THREAD_ID: Self = Self(sys::UFFD_FEATURE_THREAD_ID as u64);
+    /// Says what the program does to its mappings; the safety net of `foreign.rs`.
+    pub(super) const EVENTS: Self = Self((sys::UFFD_FEATURE_EVENT_UNMAP | sys::UFFD_FEATURE_EVENT_REMAP) as u64);
     /// What the page states cannot do without.
     pub(super) const REQUIRED: Self = Self(
         (sys::UFFD_FEATURE_PAGEFAULT_FLAG_WP
@@ -116,36 +120,58 @@ pub(super) enum Privilege {
     UserModeOnly,
 }
 
-/// One page fault as the kernel reports it (`struct uffd_msg` with the page-fault argument).
+/// What the kernel reports (`struct uffd_msg`); the words mean something else for each event.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub(super) struct Message {
     event: u8,
     reserved: [u8; 7],
-    flags: u64,
-    address: u64,
-    thread: u32,
-    padding: u32,
+    words: [u64; 3],
 }
 
 const _: () = assert!(size_of::<Message>() == size_of::<sys::uffd_msg>());
 
-impl Message {
-    /// The address touched, rounded down to its page; `None` for an event that is no page fault
-    /// (none was asked for).
-    pub(super) fn address(&self) -> Option<usize> {
-        (u32::from(self.event) == sys::UFFD_EVENT_PAGEFAULT).then_some(self.address as usize & !(PAGE_SIZE - 1))
-    }
+/// A [`Message`], understood.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Report {
+    /// A thread waits for a page.
+    Fault(Fault),
+    /// The span was unmapped: whatever is there now is not ours.
+    Unmapped(Span),
+    /// The span was moved: its first byte is now at `to`.
+    Moved { from: Span, to: usize },
+    /// Something that was not asked for.
+    Other,
+}
 
+/// A page fault.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fault {
+    /// The address touched, rounded down to its page.
+    pub(super) address: usize,
     /// What the access wanted.
-    pub(super) fn access(&self) -> Access {
-        let write = u64::from(sys::UFFD_PAGEFAULT_FLAG_WRITE | sys::UFFD_PAGEFAULT_FLAG_WP);
-        if self.flags & write != 0 { Access::Write } else { Access::Read }
-    }
-
+    pub(super) access: Access,
     /// The toucher's kernel thread id; 0 without [`Features::THREAD_ID`].
-    pub(super) fn thread(&self) -> u32 {
-        self.thread
+    pub(super) thread: u32,
+}
+
+impl Message {
+    /// What it says.
+    pub(super) fn report(&self) -> Report {
+        let [a, b, c] = self.words;
+        match u32::from(self.event) {
+            sys::UFFD_EVENT_PAGEFAULT => {
+                let write = u64::from(sys::UFFD_PAGEFAULT_FLAG_WRITE | sys::UFFD_PAGEFAULT_FLAG_WP);
+                let access = if a & write != 0 { Access::Write } else { Access::Read };
+                // The thread's id is the lower half of the third word: x86-64 is little-endian.
+                Report::Fault(Fault { address: b as usize & !(PAGE_SIZE - 1), access, thread: c as u32 })
+            }
+            sys::UFFD_EVENT_UNMAP => Report::Unmapped(Span { start: a as usize, bytes: (b - a) as usize }),
+            sys::UFFD_EVENT_REMAP => {
+                Report::Moved { from: Span { start: a as usize, bytes: c as usize }, to: b as usize }
+            }
+            _ => Report::Other,
+        }
     }
 }
 
@@ -267,7 +293,7 @@ impl Uffd {
         }
     }
 
-    /// Reads the faults that wait, as many as fit; `AGAIN` if there is none.
+    /// Reads what waits to be read, as much as fits; `AGAIN` if there is nothing. Faults come before events.
     pub(super) fn read<'a>(&self, messages: &'a mut [Message]) -> Result<&'a [Message], Errno> {
         let bytes = rustix::io::read(&self.fd, bytemuck::cast_slice_mut::<_, u8>(messages))?;
         Ok(&messages[..bytes / size_of::<Message>()])

@@ -1,31 +1,39 @@
-//! The handler threads' loop: read faults, have them resolved, wake the touchers.
+//! The tracker's threads: one reads faults and resolves those that need no waiting, the others do the rest.
+//!
+//! The reading thread never waits for anybody: neither for a lock that is held while a system call may wait for an event to be
+//! read, nor for a device whose work may be a fault that is still to be read. So whatever it hands on may wait.
 
-use super::super::threads::resolve;
+use super::super::threads::{resolve, resolve_at_once};
 use super::super::{CpuFault, FaultHandler, FaultOutcome};
 use super::Core;
-use super::raw::{Message, Span};
+use super::mail::Job;
+use super::raw::{Fault, Message, Report, Span};
 use crate::addr::{Access, PAGE_SIZE, PageIndex, PageRange};
 use bytemuck::Zeroable;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::mm::MprotectFlags;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::with_exposed_provenance_mut;
 use std::sync::atomic::Ordering;
 
-/// Faults read at once by a lone thread.
-pub(super) const MAX_BATCH: usize = 64;
-/// Faults read at once where several threads share the work: few, lest one thread hoard them.
-pub(super) const SHARED_BATCH: usize = 4;
+/// Messages read at once.
+const MAX_BATCH: usize = 64;
 
 impl Core {
-    /// Resolves faults until the tracker stops.
-    pub(super) fn serve(&self, handler: &dyn FaultHandler, batch: usize) {
+    /// Reads faults until the tracker stops.
+    pub(super) fn read_faults(&self, handler: &dyn FaultHandler) {
         let mut messages = [Message::zeroed(); MAX_BATCH];
         while !self.stopping.load(Ordering::Acquire) {
-            match self.raw.read(&mut messages[..batch]) {
+            match self.raw.read(&mut messages) {
                 Ok(messages) => self.serve_batch(handler, messages),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => self.wait_for_faults(),
+                Err(Errno::AGAIN) => {
+                    self.wait_for_messages();
+                    for fault in self.mail.strays() {
+                        self.serve_fault(handler, fault);
+                    }
+                }
                 Err(error) => {
                     // Never seen; but if the kernel takes no more questions, touchers must not wait for ever.
                     tracing::error!(%error, "reading the userfaultfd failed: memory is no longer tracked");
@@ -35,45 +43,86 @@ impl Core {
         }
     }
 
-    fn wait_for_faults(&self) {
-        let mut sources = [PollFd::new(&self.raw, PollFlags::IN), PollFd::new(&self.stop_event, PollFlags::IN)];
+    fn wait_for_messages(&self) {
+        let mut sources = [
+            PollFd::new(&self.raw, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.mail.bell(), PollFlags::IN),
+            PollFd::new(&self.stop_event, PollFlags::IN),
+        ];
         // An error (EINTR, ENOMEM) leads to another read, which is harmless.
         let _ = poll(&mut sources, None);
     }
 
     fn serve_batch(&self, handler: &dyn FaultHandler, messages: &[Message]) {
+        // Their callers were freed by the reading: nobody may act on those pages any more.
+        messages.iter().for_each(|message| self.note(message.report()));
+        let fault = |message: &Message| match message.report() {
+            Report::Fault(fault) => Some(fault),
+            _ => None,
+        };
         for (index, message) in messages.iter().enumerate() {
-            let Some(address) = message.address() else { continue };
-            // Whoever waits for the same page was woken with the first: all of these were read before that wake.
-            let same_page = |other: &&Message| other.address() == Some(address);
-            if messages[..index].iter().any(|other| same_page(&other)) {
+            let Some(first) = fault(message) else { continue };
+            // Whoever waits for the same page is woken with the first: all of these were read before that wake.
+            let same_page = |other: &Fault| other.address == first.address;
+            if messages[..index].iter().filter_map(fault).any(|other| same_page(&other)) {
                 continue;
             }
-            let access = messages[index..].iter().filter(same_page).map(Message::access).max().unwrap_or(Access::Write);
-            if let Some(page) = self.views.app_page(address) {
-                self.serve_fault(handler, CpuFault { page, access, thread: message.thread() });
-            }
-            // Fails only if the process is going away.
-            let _ = self.raw.wake(Span { start: address, bytes: PAGE_SIZE });
+            let all = messages[index..].iter().filter_map(fault).filter(same_page);
+            let access = all.map(|fault| fault.access).max().unwrap_or(first.access);
+            self.serve_fault(handler, Fault { access, ..first });
         }
     }
 
-    fn serve_fault(&self, handler: &dyn FaultHandler, fault: CpuFault) {
-        let page = PageRange::single(fault.page);
+    fn serve_fault(&self, handler: &dyn FaultHandler, fault: Fault) {
+        let Fault { address, access, thread } = fault;
+        let Some(page) = self.views.app_page(address).filter(|&page| !self.gone.has(page)) else {
+            return self.serve_stranger(address);
+        };
+        let fault = CpuFault { page, access, thread };
         if self.has_gaps.load(Ordering::Acquire) {
+            let page = PageRange::single(page);
             // Held until the page is mapped, so that nobody watches and unmaps it in between.
             let registry = self.registry.lock();
             if !registry.is_watched(page) {
                 // Nobody watches this page, it lies in a gap. If it cannot be mapped (no memory), the
                 // touch is retried, as often as it takes or until the kernel finds a victim.
                 let _ = self.populate(page, super::Protection::ReadWrite);
-                return;
+                return self.wake(fault.page);
             }
         }
         self.faults.fetch_add(1, Ordering::Relaxed);
-        if resolve(handler, fault) == FaultOutcome::Refused {
+        match resolve_at_once(handler, fault) {
+            Some(outcome) => self.answer(fault, outcome),
+            None => self.mail.post(Job::Fault(fault)),
+        }
+    }
+
+    /// Does what may wait, until the tracker stops.
+    pub(super) fn work(&self, handler: &dyn FaultHandler) {
+        while let Some(job) = self.mail.next() {
+            match job {
+                Job::Fault(fault) => self.answer(fault, resolve(handler, fault)),
+                Job::Change(change, moved_to) => {
+                    if catch_unwind(AssertUnwindSafe(|| handler.foreign_change(change))).is_err() {
+                        tracing::error!(?change, "a change of the app view by the program was not followed");
+                    }
+                    moved_to.into_iter().for_each(|span| self.let_go(span));
+                }
+                Job::LetGo(span) => self.let_go(span),
+            }
+        }
+    }
+
+    fn answer(&self, fault: CpuFault, outcome: FaultOutcome) {
+        if outcome == FaultOutcome::Refused {
             self.refuse(fault.page, fault.access);
         }
+        self.wake(fault.page);
+    }
+
+    fn wake(&self, page: PageIndex) {
+        // Fails only if the process is going away.
+        let _ = self.raw.wake(Span { start: self.views.app_address(page), bytes: PAGE_SIZE });
     }
 
     /// Makes the retried access a SIGSEGV: no access left after a refused load, no store after a refused store.
@@ -109,6 +158,9 @@ impl Core {
     }
 
     fn protect_mapping(&self, page: PageIndex, allowed: MprotectFlags) -> Result<(), Errno> {
+        if self.gone.has(page) {
+            return Ok(());
+        }
         let start = with_exposed_provenance_mut(self.views.app_address(page));
         // SAFETY: the page lies in the app view, whose protection is the tracker's to change; what the
         // kernel allows natively only bounds what userfaultfd allows.
