@@ -4,6 +4,7 @@
 //! and dispatches. The page table, the fault queue and the frame pool are plain data structures over that
 //! memory and are the same for every device.
 
+mod commands;
 mod frames;
 pub mod layout;
 mod queue;
@@ -11,6 +12,7 @@ pub mod soft;
 mod table;
 pub mod vulkan;
 
+pub use commands::{CommandError, Commands, Seen};
 pub use frames::{FramePool, FrameUse};
 pub use queue::{Drained, FaultQueue};
 pub use table::{PageTable, frame_of};

@@ -127,6 +127,8 @@ pub struct Service {
     pub(super) tight: bool,
     /// Whether kernels run meanwhile.
     pub(super) live: bool,
+    /// What others are told when they must let go: `Migrate`, or `Exclusive`, then even if they have nothing.
+    pub(crate) taking: Event,
     /// Whether pages are mapped that nobody asked for.
     pub(super) prefetch: bool,
     pub(super) streams: Prefetch,
@@ -152,6 +154,7 @@ impl Service {
         placement: Placement,
     ) -> Self {
         Self {
+            taking: Event::Migrate,
             prefetch,
             placement,
             placements: Vec::new(),
@@ -366,8 +369,9 @@ impl Service {
             }
         }
         // One bracket for the span; this mirror's own callback is skipped, the other devices bring their data home.
-        elsewhere
-            .then(|| range.invalidate_others(span, Event::Migrate, Blocking::Yes))
+        let event = self.taking;
+        (elsewhere || event == Event::Exclusive)
+            .then(|| range.invalidate_others(span, event, Blocking::Yes))
             .transpose()
             .map_err(|error| ServiceError::Range { pages: span, reason: error.to_string() })
     }

@@ -50,6 +50,17 @@ pub struct DeviceMirror {
     pub(super) epochs: Epochs,
 }
 
+/// Where a device finds a page.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Found {
+    /// In this frame.
+    Frame(DeviceAddress),
+    /// Nobody ever wrote it: it reads as zeros.
+    Zero,
+    /// At home, here in the alias.
+    Home(*mut u8),
+}
+
 /// The gate, held: no dispatch starts, none is in flight.
 pub type GateGuard<'a> = RankedMutexGuard<'a, ()>;
 
@@ -171,6 +182,38 @@ impl DeviceMirror {
         for page in pages.iter().filter(|&page| state.table.load(page) & used != used) {
             state.table.set_flags(page, used);
         }
+    }
+
+    /// Shows `each` where the device finds every page of `pages`, if all of them are mapped for `access`; false, and nothing done, if
+    /// not. For a device that is driven page by page; see [`mark_used`](Self::mark_used).
+    pub(crate) fn visit<E>(
+        &self,
+        _gate: &GateGuard<'_>,
+        pages: PageRange,
+        access: Access,
+        mut each: impl FnMut(PageIndex, Found) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let state = self.update.lock();
+        let want = wanted_flags(access);
+        if pages.iter().any(|page| state.table.load(page) & want != want) {
+            return Ok(false);
+        }
+        for page in pages.iter() {
+            let entry = state.table.load(page);
+            let found = match () {
+                () if entry & pte::ZERO != 0 => Found::Zero,
+                () if entry & pte::HOME != 0 => Found::Home(self.home.views.alias_ptr(page)),
+                () => Found::Frame(frame_of(entry)),
+            };
+            each(page, found)?;
+        }
+        Ok(true)
+    }
+
+    /// The entries of `pages`, which the table covers; a snapshot.
+    pub(crate) fn entries(&self, pages: PageRange) -> Vec<u64> {
+        let state = self.update.lock();
+        pages.iter().map(|page| state.table.load(page)).collect()
     }
 
     /// The pages of `pages` that are not mapped for `access`; a snapshot.

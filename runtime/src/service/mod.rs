@@ -17,4 +17,5 @@ mod windows;
 pub use coalesce::{PageFault, Span};
 pub use epochs::Epochs;
 pub use fault::{Served, Service, ServiceError};
+pub(crate) use mirror::Found;
 pub use mirror::{DeviceMirror, GateGuard, LostPages};

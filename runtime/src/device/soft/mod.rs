@@ -2,7 +2,8 @@
 //!
 //! It runs the same page table, fault queue, replay and probe protocol as kernels compiled with `vksvm.glsl`, under the same executor.
 //! It serves tests that must be deterministic, random or large; machines without a Vulkan driver; and as an example
-//! to who ports the runtime: this directory is all that a port has to write.
+//! to who ports the runtime: this directory is all that a port has to write. Without kernels it can be driven page by page:
+//! [`Commands`](super::Commands).
 //!
 //! ```
 //! use vksvm::Svm;

@@ -27,6 +27,7 @@
 
 mod discard;
 mod error;
+mod home;
 mod map;
 mod mapping;
 mod pin;
@@ -58,7 +59,7 @@ impl AddressSpace {
     }
 
     /// The pages of `span`, which is whole pages of the heap, at least one.
-    fn pages_of(&self, span: Span) -> Result<PageRange, OpError> {
+    pub(crate) fn pages_of(&self, span: Span) -> Result<PageRange, OpError> {
         let page = PAGE_SIZE as u64;
         if span.bytes == 0 {
             return Err(OpError::Empty { at: span.start });
