@@ -365,7 +365,18 @@ uint64_t vksvm_slow_(uint64_t va, uint bytes, bool write) {
         if (live) vksvm_move_();
         uint entry = live ? VksvmLiveWord_(at).value : low.value;
         if ((entry & need) == need) {
-            if (write && !vksvm_may_store_()) return vksvm_sink_(va, true);
+            if (write && !vksvm_may_store_()) {
+                uint64_t sink = vksvm_sink_(va, true);
+                if ((vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u && !vksvm_poisoned_) {
+                    // What an atomic finds must be what is there: a loop around a compare and swap would not end.
+                    uint64_t page = uint64_t(entry & ~VKSVM_PTE_FLAGS) | uint64_t(VksvmWord_(at + 4ul).value) << 32;
+                    uint64_t offset = uint64_t(uint(va) & 0xFF8u);
+                    uint64_t copy = sink & ~7ul;
+                    VksvmWord_(copy).value = VksvmWord_(page + offset).value;
+                    VksvmWord_(copy + 4ul).value = VksvmWord_(page + offset + 4ul).value;
+                }
+                return sink;
+            }
             uint set = write ? (VKSVM_PTE_ACCESSED | VKSVM_PTE_DIRTY) : VKSVM_PTE_ACCESSED;
             // Live, the entry may have been taken away since; then the bits are collected by whoever took it.
             if ((entry & set) != set) entry = atomicOr(low.value, set);

@@ -6,6 +6,7 @@ mod control;
 mod corpus;
 mod memory;
 mod pointers;
+mod random;
 
 use corpus::Case;
 use std::collections::BTreeSet;
