@@ -223,7 +223,8 @@ impl<'a> Module<'a> {
     /// First nodes of each kind, counters, count.
     fn declare_push_constants(&mut self) {
         let (ulong, uint) = (self.ulong(), self.uint());
-        let nodes = self.pointers.iter().map(|&pointer| if self.program.dialect.pointer_arguments { pointer } else { ulong });
+        let nodes =
+            self.pointers.iter().map(|&pointer| if self.program.dialect.pointer_arguments { pointer } else { ulong });
         let members: Vec<u32> = nodes.chain([ulong, uint]).collect();
         let block = self.new_type(Op::TypeStruct, &members);
         self.decorate(&[block, Decoration::Block as u32]);
@@ -294,7 +295,9 @@ impl<'a> Module<'a> {
             Capability::StorageBuffer16BitAccess,
             Capability::PhysicalStorageBufferAddresses,
         ];
-        for capability in capabilities.into_iter().chain(dialect.vulkan_memory_model.then_some(Capability::VulkanMemoryModel)) {
+        for capability in
+            capabilities.into_iter().chain(dialect.vulkan_memory_model.then_some(Capability::VulkanMemoryModel))
+        {
             put(&mut words, Op::Capability, &[capability as u32]);
         }
         // PhysicalStorageBuffer64, and Vulkan or GLSL450.

@@ -421,13 +421,7 @@ impl<'p> Writer<'_, 'p> {
         self.merge(merge);
     }
 
-    fn go_round(
-        &mut self,
-        form: Form,
-        body: &[Stmt],
-        more: impl Fn(&mut Self) -> u32,
-        step: impl Fn(&mut Self),
-    ) {
+    fn go_round(&mut self, form: Form, body: &[Stmt], more: impl Fn(&mut Self) -> u32, step: impl Fn(&mut Self)) {
         let (header, merge, next) = (self.module.fresh(), self.join(), self.join());
         let before = (self.label, self.values.clone());
         self.put(Op::Branch, &[header]);
@@ -543,7 +537,8 @@ impl<'p> Writer<'_, 'p> {
                     (found, writer.op(Op::IEqual, bool, &[found, seen]))
                 };
                 let from = self.label;
-                let first = (kind == Atomic::SwapSeen).then(|| self.op(Op::Load, uint, &[pointer, VOLATILE | ALIGNED, 4]));
+                let first =
+                    (kind == Atomic::SwapSeen).then(|| self.op(Op::Load, uint, &[pointer, VOLATILE | ALIGNED, 4]));
                 self.put(Op::Branch, &[header]);
                 self.put(Op::Label, &[header]);
                 let (body, found) = (self.module.fresh(), self.module.fresh());

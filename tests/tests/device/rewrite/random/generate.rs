@@ -14,7 +14,11 @@ pub(super) fn program(random: &mut SmallRng) -> Program {
     let grid = [random.random_range(1..6), if random.random_bool(0.3) { random.random_range(1..4) } else { 1 }];
     let invocations = local[0] * local[1] * grid[0] * grid[1];
     let types = Types::random(random, invocations);
-    let dialect = Dialect { phis: random.random(), vulkan_memory_model: random.random_bool(0.3), pointer_arguments: random.random() };
+    let dialect = Dialect {
+        phis: random.random(),
+        vulkan_memory_model: random.random_bool(0.3),
+        pointer_arguments: random.random(),
+    };
     let barriers = random.random_bool(0.5);
     let mut functions: Vec<Function> = Vec::new();
     for _ in 0..random.random_range(0..2) {
@@ -74,7 +78,19 @@ impl<'a> Writer<'a> {
         let dirty = if entry { vec![variables.len() - 2, variables.len() - 1] } else { Vec::new() };
         let statements = if entry { random.random_range(2..12) } else { 3 };
         let loads = if entry { random.random_range(2..16) } else { 3 };
-        Self { random, types, functions, barriers, entry, variables, dirty, uniform: Vec::new(), fixed: Vec::new(), statements, loads }
+        Self {
+            random,
+            types,
+            functions,
+            barriers,
+            entry,
+            variables,
+            dirty,
+            uniform: Vec::new(),
+            fixed: Vec::new(),
+            statements,
+            loads,
+        }
     }
 
     fn entry(mut self) -> Function {
@@ -141,7 +157,9 @@ impl<'a> Writer<'a> {
                 self.store(value).unwrap_or_else(|| self.set())
             }
             34..40 if self.entry => self.copy().unwrap_or_else(|| self.set()),
-            40..46 => Stmt::Atomic { kind: self.pick(&Atomic::ALL), index: self.below(COUNTERS, 2), value: self.word(2) },
+            40..46 => {
+                Stmt::Atomic { kind: self.pick(&Atomic::ALL), index: self.below(COUNTERS, 2), value: self.word(2) }
+            }
             46..50 => Stmt::SetSlot(self.below(SLOTS, 1), self.word(2)),
             50..64 if !deep => {
                 let uniform = here.uniform && self.chance(0.6);
@@ -153,7 +171,8 @@ impl<'a> Writer<'a> {
             }
             64..68 if !deep => {
                 let selector = self.word(2);
-                let cases = (0..self.random.random_range(1..5)).map(|_| (self.body(inside, 2), self.random.random_bool(0.3)));
+                let cases =
+                    (0..self.random.random_range(1..5)).map(|_| (self.body(inside, 2), self.random.random_bool(0.3)));
                 let mut cases: Vec<_> = cases.collect();
                 for (case, falls) in &mut cases {
                     *falls &= !matches!(case.last(), Some(Stmt::Break | Stmt::Continue | Stmt::Return(_)));
@@ -167,7 +186,11 @@ impl<'a> Writer<'a> {
             78..86 if !deep => self.walk(here),
             86..94 if self.barriers && here.uniform => {
                 let to = self.pick(&[0, 1]);
-                let whose = if self.chance(0.7) { Whose::Rotate(self.random.random_range(1..8)) } else { Whose::At(self.small()) };
+                let whose = if self.chance(0.7) {
+                    Whose::Rotate(self.random.random_range(1..8))
+                } else {
+                    Whose::At(self.small())
+                };
                 Stmt::Exchange { to, value: self.word(2), whose }
             }
             94..96 if here.in_loop && here.depth > 0 => self.pick_end(),
@@ -284,12 +307,17 @@ impl<'a> Writer<'a> {
         match self.random.random_range(0..20) {
             0..4 => self.word(0),
             4..9 => {
-                let operation = self.pick(&[Binary::Add, Binary::Sub, Binary::Mul, Binary::And, Binary::Or, Binary::Xor]);
+                let operation =
+                    self.pick(&[Binary::Add, Binary::Sub, Binary::Mul, Binary::And, Binary::Or, Binary::Xor]);
                 both(operation, self.word(depth - 1), self.word(depth - 1))
             }
             9 => both(Binary::Rem, self.word(depth - 1), self.small_member()),
             10 => Expr::Low(Box::new(self.long(depth - 1))),
-            11 => Expr::Select(Box::new(self.plain_cond(depth - 1)), Box::new(self.word(depth - 1)), Box::new(self.word(depth - 1))),
+            11 => Expr::Select(
+                Box::new(self.plain_cond(depth - 1)),
+                Box::new(self.word(depth - 1)),
+                Box::new(self.word(depth - 1)),
+            ),
             12..14 => Expr::Slot(Box::new(self.below(SLOTS, depth - 1))),
             _ => {
                 let node = self.random.random_range(0..self.types.destination());
@@ -390,13 +418,18 @@ impl<'a> Writer<'a> {
 
     fn pointer(&mut self, node: NodeId, depth: u32) -> Expr {
         let depth = if self.loads == 0 { 0 } else { depth };
-        let variables: Vec<Var> =
-            (0..self.variables.len()).filter(|&var| self.variables[var] == Ty::Pointer(node) && !self.fixed_walk(var)).collect();
+        let variables: Vec<Var> = (0..self.variables.len())
+            .filter(|&var| self.variables[var] == Ty::Pointer(node) && !self.fixed_walk(var))
+            .collect();
         match self.random.random_range(0..10) {
             0..3 => Expr::Var(self.pick(&variables)),
             3..5 if depth > 0 => {
                 let cond = self.plain_cond(depth - 1);
-                Expr::Select(Box::new(cond), Box::new(self.pointer(node, depth - 1)), Box::new(self.pointer(node, depth - 1)))
+                Expr::Select(
+                    Box::new(cond),
+                    Box::new(self.pointer(node, depth - 1)),
+                    Box::new(self.pointer(node, depth - 1)),
+                )
             }
             5 if depth > 0 => Expr::Pointer(node, Box::new(Expr::Address(Box::new(self.pointer(node, depth - 1))))),
             6..9 if depth > 0 => {
@@ -474,7 +507,11 @@ impl<'a> Writer<'a> {
                 Type::Pointer(to) => break Ty::Pointer(*to),
                 Type::Struct(members) => {
                     let at = self.random.random_range(0..members.len() as u32);
-                    if taking { take.push(at) } else { path.push(Step::Member(at)) }
+                    if taking {
+                        take.push(at)
+                    } else {
+                        path.push(Step::Member(at))
+                    }
                     ty = members[at as usize].ty;
                 }
                 Type::Array { element, count, .. } => {
@@ -542,7 +579,9 @@ impl<'a> Writer<'a> {
         }
         let (from, to) = pairs[self.random.random_range(0..pairs.len())].clone();
         let steps = |path: Vec<(bool, u32)>| {
-            path.into_iter().map(|(member, at)| if member { Step::Member(at) } else { Step::At(at) }).collect::<Vec<_>>()
+            path.into_iter()
+                .map(|(member, at)| if member { Step::Member(at) } else { Step::At(at) })
+                .collect::<Vec<_>>()
         };
         let (from, to) = (steps(from), steps(to));
         let pointer = self.pointer(node, 1);

@@ -36,14 +36,7 @@ pub(super) fn run(program: &Program, world: World) -> Result<Run, Unusable> {
     let mut pages = 0;
     let mut world = world;
     for group in 0..program.grid[0] * program.grid[1] {
-        let mut machine = Machine {
-            program,
-            group,
-            world,
-            frames: Vec::new(),
-            pages: HashSet::new(),
-            steps: 0,
-        };
+        let mut machine = Machine { program, group, world, frames: Vec::new(), pages: HashSet::new(), steps: 0 };
         let all = u64::MAX >> (64 - program.per_group());
         machine.call(program.functions.len() - 1, &[], all)?;
         pages = pages.max(machine.pages.len());

@@ -30,11 +30,29 @@ fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
+/// Programs of more words take drivers too long.
+const MAX_WORDS: usize = 3000;
+
 /// Makes the program of a seed, and the random numbers that fill its memory.
 fn program_of(seed: u64) -> (Program, SmallRng) {
     let mut random = SmallRng::seed_from_u64(seed);
-    let program = generate::program(&mut random);
-    (program, random)
+    loop {
+        let program = generate::program(&mut random);
+        if emit::emit(&program).len() <= MAX_WORDS {
+            return (program, random);
+        }
+    }
+}
+
+/// Has llvmpipe compile without optimising, which takes most of the time.
+fn compile_fast() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        if std::env::var_os("GALLIVM_PERF").is_none() {
+            // SAFETY: before these tests open a device; other tests' threads do not write the environment, and read it under std's lock.
+            unsafe { std::env::set_var("GALLIVM_PERF", "nopt") };
+        }
+    });
 }
 
 fn bytes_of(words: &[u32]) -> Vec<u8> {
@@ -177,6 +195,7 @@ fn fuzz(modes: &[FaultMode]) {
     let seconds = setting("VKSVM_FUZZ_SECONDS").unwrap_or(5);
     println!("VKSVM_FUZZ_SEED={first}");
     let verbose = setting("VKSVM_FUZZ_VERBOSE").is_some();
+    compile_fast();
     let runtimes = Runtimes::open(modes);
     let begin = Instant::now();
     let mut programs = 0u64;

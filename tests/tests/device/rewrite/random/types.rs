@@ -124,7 +124,8 @@ impl Types {
     pub(super) fn random(random: &mut SmallRng, invocations: u32) -> Self {
         let mut types = Self::default();
         let kinds = random.random_range(1..=3);
-        let shared: Vec<TypeId> = (0..random.random_range(1..3)).map(|_| types.structure(random, &[], kinds, 0)).collect();
+        let shared: Vec<TypeId> =
+            (0..random.random_range(1..3)).map(|_| types.structure(random, &[], kinds, 0)).collect();
         for _ in 0..kinds {
             let ty = types.structure(random, &shared, kinds, 2);
             let count = random.random_range(20..400);
@@ -191,7 +192,8 @@ impl Types {
             0..3 => self.add(Type::Scalar(scalar)),
             3..5 => self.add(Type::Vector(scalar, random.random_range(2..=4))),
             5 => {
-                let (columns, rows, row_major) = (random.random_range(2..=4), random.random_range(2..=4), random.random());
+                let (columns, rows, row_major) =
+                    (random.random_range(2..=4), random.random_range(2..=4), random.random());
                 let least = 4 * if row_major { columns } else { rows };
                 let stride = least + 4 * random.random_range(0..2);
                 self.add(Type::Matrix { columns, rows, row_major, stride })
@@ -279,7 +281,9 @@ impl Types {
             memory.set(at, bytes, value).expect("nodes lie within their buffer");
         };
         match &self.all[ty] {
-            Type::Scalar(Scalar::Word) if role == Role::Small => put(memory, at, 4, random.random_range(1..=u64::from(SMALL))),
+            Type::Scalar(Scalar::Word) if role == Role::Small => {
+                put(memory, at, 4, random.random_range(1..=u64::from(SMALL)))
+            }
             Type::Scalar(scalar) => put(memory, at, scalar.bytes(), random.random()),
             Type::Vector(scalar, count) => (0..*count).for_each(|component| {
                 put(memory, at + u64::from(component * scalar.bytes()), scalar.bytes(), random.random());
@@ -292,7 +296,15 @@ impl Types {
                 }
             }
             Type::Array { element, count, stride } => (0..*count).for_each(|each| {
-                self.fill_object(random, memory, *element, at + u64::from(each * stride), Role::Any, (node, index), source);
+                self.fill_object(
+                    random,
+                    memory,
+                    *element,
+                    at + u64::from(each * stride),
+                    Role::Any,
+                    (node, index),
+                    source,
+                );
             }),
             Type::Struct(members) => members.iter().for_each(|member| {
                 let at = at + u64::from(member.offset);
