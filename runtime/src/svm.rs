@@ -1,9 +1,9 @@
 //! The runtime as a program sees it: open it, get its heap, load kernels, ask what it did.
 
-use crate::addr::{PAGE_SIZE, PageRange};
+use crate::addr::{PAGE_SIZE, PageIndex, PageRange};
 use crate::device::soft::{SoftContext, SoftDevice, SoftOptions};
 use crate::device::vulkan::{CopyPath, VulkanDevice, VulkanOptions};
-use crate::device::{Device, DeviceError, LiveUnit, layout};
+use crate::device::{Device, DeviceError, FrameUse, LiveUnit, layout};
 use crate::hmm::{Mirror, PageEntry, read_pages};
 use crate::kernel::execute::{Executor, ExecutorOptions, Job};
 use crate::kernel::{Kernel, KernelError, KernelModule, Scope};
@@ -61,6 +61,7 @@ pub struct Builder {
     tracker: Option<TrackerKind>,
     heap_bytes: Option<u64>,
     frames: Option<u32>,
+    budget: Option<u64>,
     queue_capacity: Option<u32>,
     validation: Option<bool>,
     copy_path: Option<CopyPath>,
@@ -72,6 +73,7 @@ pub struct Builder {
     time_limit: Option<Duration>,
     count_translations: bool,
     trap_untranslated: bool,
+    trace_uses: bool,
     other: Option<OtherDevice>,
     shared: Option<SharedHeap>,
 }
@@ -158,6 +160,14 @@ impl Builder {
         self
     }
 
+    /// The most bytes of device memory that frames may take; see [`Svm::set_budget`]. Environment: `VKSVM_BUDGET`, in bytes, or
+    /// with `K`, `M` or `G` behind. With [`frames`](Self::frames), the smaller of the two holds.
+    #[must_use]
+    pub fn budget(mut self, bytes: u64) -> Self {
+        self.budget = Some(bytes);
+        self
+    }
+
     /// Entries of the fault queue. Default: 65,536. A full queue costs replays, never work.
     #[must_use]
     pub fn queue_capacity(mut self, entries: u32) -> Self {
@@ -215,6 +225,14 @@ impl Builder {
     #[must_use]
     pub fn trap_untranslated(mut self, on: bool) -> Self {
         self.trap_untranslated = on;
+        self
+    }
+
+    /// Notes which pages each dispatch uses, for [`Svm::take_trace`]; launches are cut into at least 64 dispatches, as far as they have
+    /// workgroups. For studying replacement, with frames for everything; costs a look at every frame after each dispatch. Default: off.
+    #[must_use]
+    pub fn trace_uses(mut self, on: bool) -> Self {
+        self.trace_uses = on;
         self
     }
 
@@ -280,11 +298,14 @@ impl Builder {
             Some(frames) => frames,
             None => frames_from_environment()?.unwrap_or_else(|| default_frames(device.as_ref())),
         };
+        let budget = self.budget.map_or_else(budget_from_environment, |bytes| Ok(Some(bytes)))?;
+        let frames = budget.map_or(frames, |bytes| frames.min(frames_in(bytes)));
         let (live, fault_mode) = choose_fault_mode(mode, device.as_ref(), processors)?;
         let options = ExecutorOptions {
             queue_capacity: self.queue_capacity.unwrap_or(1 << 16),
             count_translations: self.count_translations,
             trap_untranslated: self.trap_untranslated,
+            trace_uses: self.trace_uses,
             live,
             poll_limit: self.poll_limit.unwrap_or(1 << 26),
             time_limit: self.time_limit,
@@ -416,6 +437,29 @@ fn frames_from_environment() -> Result<Option<u32>, OpenError> {
     match value.parse() {
         Ok(frames) if frames > 0 => Ok(Some(frames)),
         _ => Err(OpenError::Option { name: "VKSVM_FRAMES", value, reason: "expected a number of 4 KiB frames".into() }),
+    }
+}
+
+/// Whole frames in so many bytes, at least one.
+fn frames_in(bytes: u64) -> u32 {
+    u32::try_from(bytes / PAGE_SIZE as u64).unwrap_or(u32::MAX).max(1)
+}
+
+fn budget_from_environment() -> Result<Option<u64>, OpenError> {
+    let Some(value) = variable("VKSVM_BUDGET") else { return Ok(None) };
+    let (digits, unit) = match value.char_indices().last() {
+        Some((at, 'K' | 'k')) => (&value[..at], 1 << 10),
+        Some((at, 'M' | 'm')) => (&value[..at], 1 << 20),
+        Some((at, 'G' | 'g')) => (&value[..at], 1 << 30),
+        _ => (&value[..], 1),
+    };
+    match digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).filter(|&bytes| bytes > 0) {
+        Some(bytes) => Ok(Some(bytes)),
+        None => Err(OpenError::Option {
+            name: "VKSVM_BUDGET",
+            value,
+            reason: "expected a number of bytes, or one with K, M or G behind".into(),
+        }),
     }
 }
 
@@ -658,6 +702,23 @@ impl Svm {
     /// Totals since the runtime was opened.
     pub fn stats(&self) -> Stats {
         self.inner.counters.snapshot()
+    }
+
+    /// Changes the budget: the most bytes of device memory that frames may take from now on, at least one page. Where it shrinks, pages
+    /// are evicted and their memory is given back before this returns; it waits for dispatches in flight. What the
+    /// device itself says is there for this process bounds it too. Not counted are page table, staging buffers and the like.
+    pub fn set_budget(&self, bytes: u64) {
+        self.inner.mirror.set_frame_limit(frames_in(bytes));
+    }
+
+    /// Frames of device memory: in use, taken, allowed.
+    pub fn frames(&self) -> FrameUse {
+        self.inner.mirror.frames()
+    }
+
+    /// The pages that dispatches used since this was called last, a list for each; see [`Builder::trace_uses`].
+    pub fn take_trace(&self) -> Vec<Vec<PageIndex>> {
+        std::mem::take(&mut *self.inner.mirror.trace.lock())
     }
 
     /// Pages whose newest contents were lost with the device; empty while all is well.

@@ -6,6 +6,7 @@ mod fault;
 mod hmm;
 mod invalidate;
 mod memory;
+mod oversub;
 mod resident;
 mod scale;
 mod sparse;
@@ -31,6 +32,7 @@ pub(crate) fn all() -> Vec<Bench> {
         bench("coalesce", "patterns of misses", coalesce::run as _),
         bench("invalidate", "the CPU takes pages back", invalidate::run as _),
         bench("scale", "many VMAs, large heaps, many threads", scale::run as _),
+        bench("oversub", "working sets larger than the budget of device memory", oversub::run as _),
         bench("hmm", "the range protocol alone", hmm::run as _),
     ]
 }

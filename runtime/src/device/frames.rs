@@ -3,11 +3,15 @@
 //! Frames come in large slabs from the device. The first page of a VMA that needs a frame reserves a
 //! contiguous run for the whole VMA if there is room, so that neighbouring pages are neighbouring frames: copies
 //! stay long and objects that straddle pages need no assembling. When room gets short, the unused parts of reservations are
-//! given up, and from then on single frames are handed out. A clock hand over the frames finds victims for eviction.
+//! given up, and from then on single frames are handed out.
+//!
+//! The limit may change at any time. When it falls, slabs are *closed* until those that stay open fit: no frame of a closed slab is
+//! handed out, its pages are to be evicted by whoever lowered the limit, and then it is given back. Their numbers are used again.
 //!
 //! Plain data without a lock; the mirror's update lock guards it.
 
-use super::{Device, DeviceError, Slab};
+use super::layout::pte;
+use super::{Device, DeviceError, PageTable, Slab, frame_of};
 use crate::addr::{DeviceAddress, FrameIndex, PAGE_SIZE, PageIndex, PageRange};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,6 +20,8 @@ use std::sync::Arc;
 const SLAB_FRAMES: u32 = 4096;
 /// No page: the frame is free.
 const NO_PAGE: u32 = u32::MAX;
+/// No frame: its slab was given back.
+const NO_FRAME: Frame = Frame { page: NO_PAGE, reservation: 0 };
 
 /// How frames are used at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,6 +37,8 @@ pub struct FrameUse {
 struct SlabEntry {
     first: u32,
     frames: u32,
+    used: u32,
+    closed: bool,
     slab: Arc<dyn Slab>,
 }
 
@@ -49,8 +57,15 @@ struct Frame {
 /// The frames of one device.
 pub struct FramePool {
     limit: u32,
+    /// By first frame.
     slabs: Vec<SlabEntry>,
     frames: Vec<Frame>,
+    /// Numbers of frames whose slabs were given back, as runs.
+    vacant: Vec<(u32, u32)>,
+    /// Frames of slabs, closed ones included.
+    allocated: u32,
+    /// The device refused a slab; it is not asked again until something changes.
+    refused: bool,
     /// Free and unreserved runs, by start and by length.
     free: BTreeMap<u32, u32>,
     free_by_length: BTreeSet<(u32, u32)>,
@@ -61,7 +76,6 @@ pub struct FramePool {
     recent: Option<(PageRange, FrameIndex)>,
     free_frames: u32,
     used: u32,
-    hand: u32,
 }
 
 impl FramePool {
@@ -71,6 +85,9 @@ impl FramePool {
             limit,
             slabs: Vec::new(),
             frames: Vec::new(),
+            vacant: Vec::new(),
+            allocated: 0,
+            refused: false,
             free: BTreeMap::new(),
             free_by_length: BTreeSet::new(),
             reservations: Vec::new(),
@@ -78,18 +95,17 @@ impl FramePool {
             recent: None,
             free_frames: 0,
             used: 0,
-            hand: 0,
         }
     }
 
     /// Figures for reports.
     pub fn usage(&self) -> FrameUse {
-        FrameUse { used: self.used, allocated: self.frames.len() as u32, limit: self.limit }
+        FrameUse { used: self.used, allocated: self.allocated, limit: self.limit }
     }
 
     /// The frame's address on the device.
     pub fn address(&self, frame: FrameIndex) -> DeviceAddress {
-        let slab = &self.slabs[self.slabs.partition_point(|slab| slab.first <= frame.0) - 1];
+        let slab = &self.slabs[self.slab_of(frame)];
         slab.slab.address().plus(u64::from(frame.0 - slab.first) * PAGE_SIZE as u64)
     }
 
@@ -140,9 +156,95 @@ impl FramePool {
         assert_ne!(entry.page, NO_PAGE, "{frame:?} was given back twice");
         entry.page = NO_PAGE;
         self.used -= 1;
-        if entry.reservation == 0 {
+        let reserved = entry.reservation != 0;
+        let slab = self.slab_of(frame);
+        self.slabs[slab].used -= 1;
+        if !reserved && !self.slabs[slab].closed {
             self.add_free(frame.0, 1);
         }
+    }
+
+    /// Changes the limit and closes slabs that do not fit any more; their pages are to be evicted ([`closed_pages`](Self::closed_pages)),
+    /// and then the slabs given back ([`take_closed`](Self::take_closed)).
+    pub fn set_limit(&mut self, limit: u32) {
+        self.limit = limit;
+        self.refused = false;
+        loop {
+            let open: u32 = self.slabs.iter().filter(|slab| !slab.closed).map(|slab| slab.frames).sum();
+            if open <= limit {
+                return;
+            }
+            // The smallest that is enough, or else the largest: few pages move.
+            let excess = open - limit;
+            let candidates = || self.slabs.iter().enumerate().filter(|(_, slab)| !slab.closed);
+            let enough = candidates().filter(|(_, slab)| slab.frames >= excess).min_by_key(|(_, slab)| slab.frames);
+            let Some((index, _)) = enough.or_else(|| candidates().max_by_key(|(_, slab)| slab.frames)) else { return };
+            self.close(index);
+        }
+    }
+
+    fn close(&mut self, index: usize) {
+        let (first, frames) = (self.slabs[index].first, self.slabs[index].frames);
+        let reservations: BTreeSet<u32> =
+            self.frames[first as usize..(first + frames) as usize].iter().map(|frame| frame.reservation).collect();
+        for reservation in reservations.into_iter().filter(|&reservation| reservation != 0) {
+            self.dissolve(reservation - 1);
+        }
+        let free: Vec<(u32, u32)> =
+            self.free.range(first..first + frames).map(|(&start, &count)| (start, count)).collect();
+        for (start, count) in free {
+            self.carve(start, count);
+        }
+        self.slabs[index].closed = true;
+    }
+
+    /// Whether slabs are being given back, after which there may be room for new ones.
+    pub fn is_closing(&self) -> bool {
+        self.slabs.iter().any(|slab| slab.closed)
+    }
+
+    /// Pages in closed slabs.
+    pub fn closed_pages(&self) -> Vec<PageIndex> {
+        let closed = self.slabs.iter().filter(|slab| slab.closed);
+        let frames = closed.flat_map(|slab| &self.frames[slab.first as usize..(slab.first + slab.frames) as usize]);
+        frames.filter(|frame| frame.page != NO_PAGE).map(|frame| PageIndex(frame.page)).collect()
+    }
+
+    /// Whether the entry of `page` leads to a frame of a closed slab.
+    pub fn in_closed(&self, table: &PageTable, page: PageIndex) -> bool {
+        let entry = table.load(page);
+        let copy = entry & (pte::VALID | pte::ZERO | pte::HOME) == pte::VALID;
+        copy && self.at(frame_of(entry)).is_some_and(|frame| self.slabs[self.slab_of(frame)].closed)
+    }
+
+    /// The closed slabs without pages, for the caller to drop.
+    pub fn take_closed(&mut self) -> Vec<Arc<dyn Slab>> {
+        let mut taken = Vec::new();
+        let (vacant, allocated) = (&mut self.vacant, &mut self.allocated);
+        self.slabs.retain(|slab| {
+            let gone = slab.closed && slab.used == 0;
+            if gone {
+                vacant.push((slab.first, slab.frames));
+                *allocated -= slab.frames;
+                taken.push(slab.slab.clone());
+            }
+            !gone
+        });
+        taken
+    }
+
+    /// Whether the device refused memory within the limit.
+    pub fn is_refused(&self) -> bool {
+        self.refused
+    }
+
+    /// The device may have memory again: it is asked when next there is need.
+    pub fn ask_again(&mut self) {
+        self.refused = false;
+    }
+
+    fn slab_of(&self, frame: FrameIndex) -> usize {
+        self.slabs.partition_point(|slab| slab.first <= frame.0) - 1
     }
 
     /// Ends the reservations of VMAs that are gone. What their frames hold stays.
@@ -152,23 +254,6 @@ impl FramePool {
         for index in gone {
             self.dissolve(index);
         }
-    }
-
-    /// Up to `count` pages in frames that `eligible` lets go, going around the frames like a clock's hand.
-    pub fn victims(&mut self, count: usize, mut eligible: impl FnMut(PageIndex) -> bool) -> Vec<PageIndex> {
-        let mut victims = Vec::new();
-        for _ in 0..self.frames.len() {
-            if victims.len() == count {
-                break;
-            }
-            self.hand = if self.hand as usize + 1 >= self.frames.len() { 0 } else { self.hand + 1 };
-            if let Some(page) = self.page(FrameIndex(self.hand))
-                && eligible(page)
-            {
-                victims.push(page);
-            }
-        }
-        victims
     }
 
     /// All pages that hold a frame.
@@ -192,12 +277,14 @@ impl FramePool {
     fn occupy(&mut self, frame: FrameIndex, page: PageIndex) {
         self.frames[frame.index()].page = page.0;
         self.used += 1;
+        let slab = self.slab_of(frame);
+        self.slabs[slab].used += 1;
     }
 
     /// Reserves a run for a whole VMA, if that leaves at least half of the pool's headroom to others.
     fn reserve(&mut self, device: &dyn Device, vma: PageRange) -> Result<bool, DeviceError> {
         let wanted = vma.len();
-        let headroom = self.limit - self.frames.len() as u32 + self.free_frames;
+        let headroom = self.limit.saturating_sub(self.allocated) + self.free_frames;
         if wanted < 2 || wanted > headroom / 2 {
             return Ok(false);
         }
@@ -241,7 +328,8 @@ impl FramePool {
         self.reserved_for.remove(&reservation.pages.start.0);
         for frame in reservation.first.0..reservation.first.0 + reservation.pages.len() {
             self.frames[frame as usize].reservation = 0;
-            if self.frames[frame as usize].page == NO_PAGE {
+            let slab = self.slab_of(FrameIndex(frame));
+            if self.frames[frame as usize].page == NO_PAGE && !self.slabs[slab].closed {
                 self.add_free(frame, 1);
             }
         }
@@ -249,21 +337,39 @@ impl FramePool {
 
     /// Adds a slab with room for `frames` contiguous frames. False if the limit or the device does not allow it.
     fn grow(&mut self, device: &dyn Device, frames: u32) -> Result<bool, DeviceError> {
-        let have = self.frames.len() as u32;
-        let size = frames.max(SLAB_FRAMES).min(self.limit - have);
-        if size < frames || size == 0 {
+        let size = frames.max(SLAB_FRAMES).min(self.limit.saturating_sub(self.allocated));
+        if size < frames || size == 0 || self.refused {
             return Ok(false);
         }
         let slab = match device.slab(size as usize * PAGE_SIZE) {
             Ok(slab) => slab,
-            Err(DeviceError::OutOfMemory { .. }) => return Ok(false),
+            Err(DeviceError::OutOfMemory { .. }) => {
+                self.refused = true;
+                return Ok(false);
+            }
             Err(error) => return Err(error),
         };
-        self.slabs.push(SlabEntry { first: have, frames: size, slab });
-        self.frames.resize((have + size) as usize, Frame { page: NO_PAGE, reservation: 0 });
+        let first = self.numbers(size);
+        let at = self.slabs.partition_point(|slab| slab.first < first);
+        self.slabs.insert(at, SlabEntry { first, frames: size, used: 0, closed: false, slab });
+        self.allocated += size;
         // Slabs are not neighbours on the device, so their runs must not merge: see `add_free`.
-        self.add_free(have, size);
+        self.add_free(first, size);
         Ok(true)
+    }
+
+    /// Numbers for `count` frames: those of slabs that are gone, or new ones.
+    fn numbers(&mut self, count: u32) -> u32 {
+        if let Some(at) = self.vacant.iter().position(|&(_, length)| length >= count) {
+            let (first, length) = self.vacant.swap_remove(at);
+            if length > count {
+                self.vacant.push((first + count, length - count));
+            }
+            return first;
+        }
+        let first = self.frames.len() as u32;
+        self.frames.resize((first + count) as usize, NO_FRAME);
+        first
     }
 
     fn carve(&mut self, start: u32, count: u32) {

@@ -48,6 +48,15 @@ pub struct DeviceInfo {
     pub dispatch: [u32; 2],
 }
 
+/// What a device says about its memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryBudget {
+    /// Bytes that this process may use.
+    pub bytes: u64,
+    /// Bytes that it uses.
+    pub used: u64,
+}
+
 /// How a device imports memory of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostImport {
@@ -197,6 +206,11 @@ pub trait Device: Send + Sync {
 
     /// Takes a slab of frames; contents are undefined.
     fn slab(&self, bytes: usize) -> Result<Arc<dyn Slab>, DeviceError>;
+
+    /// How much memory there is for this process at the moment, if the device tells.
+    fn memory_budget(&self) -> Option<MemoryBudget> {
+        None
+    }
 
     /// Lets kernels reach `bytes` of the host's memory from `host` on, coherently; both are multiples of the window that
     /// [`DeviceInfo::import`] names, but for the last.

@@ -20,7 +20,7 @@
 use super::KernelModule;
 use super::arrays::{self, ArrayArgument};
 use super::error::{FaultReason, KernelFault, LaunchError};
-use crate::addr::{Access, PageIndex, VirtAddr};
+use crate::addr::{Access, PAGE_SIZE, PageIndex, PageRange, VirtAddr};
 use crate::device::layout::{Control, FaultEntry, LAUNCH_LISTED, LaunchBlock, fault_flags, variant};
 use crate::device::{DeviceError, Dispatch, FaultQueue, LiveUnit, SharedMemory, SharedUse};
 use crate::hmm::Mirror;
@@ -30,7 +30,7 @@ use crate::mm::state::Placement;
 use crate::mm::vma::Permission;
 use crate::observe::{Counters, Stats};
 use crate::service::{DeviceMirror, PageFault, Service};
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use hashbrown::HashSet;
 use std::mem::offset_of;
 use std::sync::Arc;
@@ -46,6 +46,9 @@ const BOUNCE_BYTES: u32 = 4 << 20;
 /// Rounds without a finished workgroup before CPU faults are held off.
 const PATIENCE: u32 = 4;
 
+/// Slices that a launch is cut into where its uses are traced.
+const TRACED_SLICES: u32 = 64;
+
 /// What a launch did.
 pub type LaunchReport = Stats;
 
@@ -56,6 +59,8 @@ pub(crate) struct Job {
     pub(crate) grid: [u32; 3],
     pub(crate) arguments: Vec<u8>,
     pub(crate) arrays: Vec<ArrayArgument>,
+    /// What the launch was given by reference.
+    pub(crate) spans: Vec<(PageRange, Access)>,
     pub(crate) done: Sender<Result<LaunchReport, LaunchError>>,
 }
 
@@ -105,6 +110,8 @@ pub(crate) struct ExecutorOptions {
     pub(crate) prefetch: bool,
     /// Where pages are to be for which nothing says otherwise.
     pub(crate) placement: Placement,
+    /// Note which pages each dispatch uses.
+    pub(crate) trace_uses: bool,
     pub(crate) direct_arrays: bool,
     /// Wait for pages inside kernels, in these units.
     pub(crate) live: Option<LiveUnit>,
@@ -134,6 +141,8 @@ pub(crate) struct Executor {
     pub(super) faults: Vec<PageFault>,
     /// Pages that faulted since the attempt began: new ones are progress.
     seen: HashSet<PageIndex>,
+    /// Kernels whose needs are not guessed; see `parts.rs`.
+    pub(super) unguessable: HashSet<u32>,
 }
 
 /// Words of a map with a bit for each of `count` slots.
@@ -221,12 +230,13 @@ impl Executor {
             entries: Vec::new(),
             faults: Vec::new(),
             seen: HashSet::new(),
+            unguessable: HashSet::new(),
         })
     }
 
     /// Runs jobs until nobody can send any more; then brings all pages home.
     pub(crate) fn run(mut self, jobs: &Receiver<Job>) {
-        for job in jobs {
+        while let Some(job) = self.next(jobs) {
             let before = self.counters.snapshot();
             let result = self.launch(&job);
             Counters::add(&self.counters.launches, 1);
@@ -235,6 +245,18 @@ impl Executor {
             let _ = job.done.send(result.map(|()| report));
         }
         self.mirror.bring_all_home();
+    }
+
+    /// The next job. Until there is one, pages are cleaned that will be evicted.
+    fn next(&mut self, jobs: &Receiver<Job>) -> Option<Job> {
+        loop {
+            match jobs.try_recv() {
+                Ok(job) => return Some(job),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) if self.service.write_ahead() => {}
+                Err(TryRecvError::Empty) => return jobs.recv().ok(),
+            }
+        }
     }
 
     fn launch(&mut self, job: &Job) -> Result<(), LaunchError> {
@@ -254,9 +276,19 @@ impl Executor {
     fn run_slices(&mut self, job: &Job) -> Result<(), LaunchError> {
         let total: u32 = job.grid.iter().product();
         let mut first = 0;
+        // A trace is to say in which order pages are used.
+        let finest = if self.options.trace_uses { total.div_ceil(TRACED_SLICES) } else { MAX_SLICE };
+        let part = self.part_size(job, total);
         while first < total {
-            let count = self.slice.min(total - first);
-            self.run_list(job, WorkList::Span { first, count })?;
+            let count = self.slice.min(finest).min(part.unwrap_or(u32::MAX)).min(total - first);
+            let list = WorkList::Span { first, count };
+            if part.is_some() {
+                let parts = self.bring_part(job, first, count, total)?;
+                self.run_list(job, list)?;
+                self.end_part(job, &parts);
+            } else {
+                self.run_list(job, list)?;
+            }
             first += count;
         }
         Ok(())
@@ -280,6 +312,7 @@ impl Executor {
                 waiting.push(list.split_off(fits));
             }
             let length = list.len();
+            let resized = self.mirror.resized();
             match self.run_attempt(job, list)? {
                 Attempt::Done => {
                     if fits != u32::MAX {
@@ -289,6 +322,15 @@ impl Executor {
                 }
                 Attempt::Short(mut unfinished, shortage) => {
                     let left = unfinished.len();
+                    if left == 1 && self.mirror.resized() != resized {
+                        waiting.push(unfinished);
+                        self.service.unprotect();
+                        continue;
+                    }
+                    if left == 1 && matches!(shortage, Shortage::Frames) && self.mirror.is_refused() {
+                        let bytes = PAGE_SIZE as u64;
+                        return Err(self.device_failed(job, DeviceError::OutOfMemory { what: "frames", bytes }));
+                    }
                     if left == 1 {
                         return Err(self.too_large(job, unfinished.id(0), shortage));
                     }
@@ -334,6 +376,9 @@ impl Executor {
             } else {
                 self.probe_then_run(job, &list)?
             };
+            if self.options.trace_uses {
+                self.service.trace_uses();
+            }
             if pass.replay.is_empty() {
                 return Ok(Attempt::Done);
             }

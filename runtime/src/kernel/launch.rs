@@ -44,7 +44,15 @@ impl Kernel {
 
     /// Starts describing a launch over `grid` workgroups in x, y and z.
     pub fn launch(&self, grid: [u32; 3]) -> Launch<'_> {
-        Launch { kernel: self, grid, arguments: Vec::new(), pointers: Vec::new(), arrays: Vec::new(), count: 0 }
+        Launch {
+            kernel: self,
+            grid,
+            arguments: Vec::new(),
+            pointers: Vec::new(),
+            arrays: Vec::new(),
+            spans: Vec::new(),
+            count: 0,
+        }
     }
 }
 
@@ -64,18 +72,22 @@ pub struct Launch<'a> {
     pointers: Vec<(usize, VirtAddr)>,
     /// Offset among the arguments, start, bytes, access.
     arrays: Vec<(usize, VirtAddr, usize, Access)>,
+    /// What the launch was given by reference: start, bytes, access.
+    spans: Vec<(VirtAddr, usize, Access)>,
     count: usize,
 }
 
 impl<'a> Launch<'a> {
     /// Pushes a pointer to an object that the kernel reads. A slice of no elements is passed as a null pointer.
-    pub fn read<T: ?Sized>(self, object: &'a T) -> Self {
+    pub fn read<T: ?Sized>(mut self, object: &'a T) -> Self {
+        self.spans.push((VirtAddr::of(object), size_of_val(object), Access::Read));
         self.push_pointer(VirtAddr::of(object), size_of_val(object) == 0)
     }
 
     /// Pushes a pointer to an object that the kernel reads and writes. A slice of no elements is passed as a null pointer.
-    pub fn write<T: ?Sized>(self, object: &'a mut T) -> Self {
+    pub fn write<T: ?Sized>(mut self, object: &'a mut T) -> Self {
         let empty = size_of_val(object) == 0;
+        self.spans.push((VirtAddr::of(object), size_of_val(object), Access::Write));
         self.push_pointer(VirtAddr::of(object), empty)
     }
 
@@ -123,6 +135,7 @@ impl<'a> Launch<'a> {
         }
         self.push(bytemuck::bytes_of(&value), 8);
         if bytes > 0 {
+            self.spans.push((start, bytes, access));
             self.arrays.push((self.arguments.len() - size_of_val(&value), start, bytes, access));
         }
         self
@@ -201,6 +214,11 @@ impl<'a> Launch<'a> {
             Some(ArrayArgument { at, skew: start.page_offset() as u64, pages, access })
         });
         let arrays = arrays.collect();
+        let spans = self.spans.iter().filter(|&&(_, bytes, _)| bytes > 0).filter_map(|&(start, bytes, access)| {
+            let last = views.page_of(VirtAddr(start.0 + bytes as u64 - 1))?;
+            Some((PageRange::new(views.page_of(start)?, last.plus(1)), access))
+        });
+        let spans = spans.collect();
         let (sender, done) = crossbeam_channel::bounded(1);
         let job = Job {
             kernel: self.kernel.module.clone(),
@@ -208,6 +226,7 @@ impl<'a> Launch<'a> {
             grid: self.grid,
             arguments: self.arguments,
             arrays,
+            spans,
             done: sender,
         };
         self.kernel.inner.send(job).map_err(|()| LaunchError::Stopped { kernel: self.kernel.module.name.clone() })?;

@@ -6,6 +6,7 @@ mod error;
 pub(crate) mod execute;
 mod launch;
 mod live;
+mod parts;
 mod read;
 mod reflect;
 pub mod rewrite;

@@ -61,6 +61,8 @@ counters! {
     pages_remote,
     /// Frames taken from pages to make room for others.
     evictions,
+    /// Dirty pages copied home before their frames were needed.
+    written_ahead,
     /// Commits that were undone because an invalidation came between.
     collisions,
     /// CPU faults caught by the tracker.

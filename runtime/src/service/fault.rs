@@ -15,6 +15,7 @@
 
 use super::coalesce::{PageFault, Span, deduplicate, spans};
 use super::contents::Contents;
+use super::evict::Eviction;
 use super::mirror::{CopyList, DeviceMirror, MirrorState};
 use crate::addr::{Access, DeviceAddress, FrameIndex, PageIndex, PageRange};
 use crate::device::DeviceError;
@@ -125,6 +126,9 @@ pub struct Service {
     pub(super) protected: HashSet<PageIndex>,
     /// Whether pages were evicted since the protection was last reset.
     pub(super) tight: bool,
+    /// Whether this round's pages fill the frames.
+    filling: bool,
+    pub(super) eviction: Eviction,
     /// Whether kernels run meanwhile.
     pub(super) live: bool,
     /// What others are told when they must let go: `Migrate`, or `Exclusive`, then even if they have nothing.
@@ -165,6 +169,8 @@ impl Service {
             clock: RealClock::new(),
             protected: HashSet::new(),
             tight: false,
+            filling: false,
+            eviction: Eviction::default(),
             live: false,
             access: Vec::new(),
             actions: Vec::new(),
@@ -183,6 +189,10 @@ impl Service {
         if self.live {
             self.protected.clear();
         }
+        self.mirror.follow_device_budget(false);
+        self.begin_round();
+        let usage = self.mirror.frames();
+        self.filling = usage.limit.saturating_sub(usage.used) as usize <= 2 * faults.len();
         self.upgrade_to_pending(faults);
         self.contents.forget();
         let mut list = Vec::new();
@@ -446,13 +456,16 @@ impl Service {
 
     /// A frame for `page` of `span`, whose page locks are held, from pages nobody waits for.
     fn evict_for(&mut self, vma: PageRange, span: PageRange, page: PageIndex) -> Result<Taken, DeviceError> {
-        let evicted = self.evict(32, span);
+        let first = (page.0 - span.start.0) as usize;
+        let needed = self.access[first..].iter().flatten().count();
+        let evicted = self.evict(needed, span);
         if evicted.pages > 0
             && let Some(frame) = self.mirror.lock().frames.place(self.mirror.device.as_ref(), vma, page)?
         {
             return Ok(Taken::Frame(frame));
         }
-        Ok(if evicted.busy { Taken::Busy } else { Taken::Nothing })
+        let closing = self.mirror.lock().frames.is_closing();
+        Ok(if evicted.busy || closing { Taken::Busy } else { Taken::Nothing })
     }
 
     /// Step 4.
@@ -525,7 +538,7 @@ impl Service {
             if asked.is_some() {
                 pages.count_fault(page);
                 faulted += 1;
-                if self.tight {
+                if self.tight || self.filling {
                     self.protected.insert(page);
                 }
             } else {

@@ -10,6 +10,7 @@
 //! - The *update lock* guards page table and frame pool. An entry's frame and permission change only under it, by someone who
 //!   also holds the page's lock; callbacks run for someone who holds it.
 
+use super::budget::Budget;
 use super::epochs::Epochs;
 use super::windows::Windows;
 use crate::addr::{Access, DeviceAddress, PAGE_SHIFT, PAGE_SIZE, PageIndex, PageRange};
@@ -21,7 +22,9 @@ use crate::mm::space::Home;
 use crate::mm::state::{LetGo, comes_home, evicted, let_go};
 use crate::observe::Counters;
 use crate::rank::{Rank, RankedMutex, RankedMutexGuard};
+use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 /// What the update lock guards.
@@ -46,6 +49,10 @@ pub struct DeviceMirror {
     owner: OwnerId,
     gate: RankedMutex<()>,
     update: RankedMutex<MirrorState>,
+    pub(super) budget: Mutex<Budget>,
+    pub(super) resized: AtomicU64,
+    /// Pages that dispatches used, one list each, where that is asked for. A leaf.
+    pub(crate) trace: Mutex<Vec<Vec<PageIndex>>>,
     sinks: Box<dyn SharedMemory>,
     pub(super) epochs: Epochs,
 }
@@ -93,6 +100,9 @@ impl DeviceMirror {
                     lost: Vec::new(),
                 },
             ),
+            budget: Budget::new(frame_limit),
+            resized: AtomicU64::new(0),
+            trace: Mutex::default(),
             sinks,
             epochs,
         })
@@ -223,9 +233,22 @@ impl DeviceMirror {
         pages.iter().filter(move |&page| state.table.load(page) & want != want)
     }
 
+    /// How many of `pages` have frames, and how many of these were used since accessed bits were last collected.
+    pub(crate) fn used(&self, pages: PageRange) -> (u32, u32) {
+        let state = self.update.lock();
+        let entries = state.table.clip(pages).iter().map(|page| state.table.load(page));
+        let resident = entries.filter(|entry| entry & (pte::VALID | pte::ZERO) == pte::VALID);
+        resident.fold((0, 0), |(all, used), entry| (all + 1, used + u32::from(entry & pte::ACCESSED != 0)))
+    }
+
     /// Frames in use, taken and allowed.
     pub fn frames(&self) -> crate::device::FrameUse {
         self.update.lock().frames.usage()
+    }
+
+    /// Whether the device refused memory for frames that the limit would allow.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.update.lock().frames.is_refused()
     }
 
     /// Bytes of the page table.
@@ -251,10 +274,16 @@ impl DeviceMirror {
     /// Takes this device's translations of `range` away, brings home what is dirty if `bring_home`, and gives the frames
     /// back. Gate and update lock are held; so are the page locks, by the caller or by whom the caller works for.
     pub(super) fn take_away(&self, state: &mut MirrorState, range: PageRange, bring_home: bool) {
+        let pages = state.table.clip(range).iter();
+        self.take_pages(state, pages, bring_home);
+    }
+
+    /// As [`take_away`](Self::take_away), for pages of the table anywhere. Ascending ones are copied together.
+    pub(super) fn take_pages(&self, state: &mut MirrorState, pages: impl Iterator<Item = PageIndex>, bring_home: bool) {
         let mut copies = CopyList::default();
         let mut frames = Vec::new();
         let mut taken = Vec::new();
-        for page in state.table.clip(range).iter() {
+        for page in pages {
             let entry = state.table.load(page);
             if entry & pte::VALID == 0 {
                 if entry & pte::PENDING != 0 {
@@ -276,7 +305,7 @@ impl DeviceMirror {
                 continue;
             }
             if comes_home(entry) && bring_home {
-                copies.push(page, self.home.views.alias_ptr(page), frame_of(entry), 1);
+                copies.add_home(self, page, entry);
             }
             if entry & pte::HOME == 0 {
                 frames.extend(state.frames.at(frame_of(entry)));
@@ -306,7 +335,7 @@ impl DeviceMirror {
             let late = state.table.clear_flags(page, pte::DIRTY) & pte::DIRTY;
             self.collect(page, entry | late);
             if comes_home(entry | late) {
-                copies.push(page, self.home.views.alias_ptr(page), frame_of(entry), 1);
+                copies.add_home(self, page, entry);
             }
         }
         self.copy_home(state, &copies);
@@ -317,7 +346,7 @@ impl DeviceMirror {
         self.home.pages.mark(page, entry & pte::ACCESSED != 0, entry & pte::DIRTY != 0);
     }
 
-    fn copy_home(&self, state: &mut MirrorState, copies: &CopyList) {
+    pub(super) fn copy_home(&self, state: &mut MirrorState, copies: &CopyList) {
         if copies.copies.is_empty() {
             return;
         }
@@ -437,6 +466,11 @@ impl CopyList {
             }
             _ => self.copies.push(PageCopy { host, device, bytes }),
         }
+    }
+
+    /// Adds the page of an entry, to be copied home.
+    pub(super) fn add_home(&mut self, mirror: &DeviceMirror, page: PageIndex, entry: u64) {
+        self.push(page, mirror.home.views.alias_ptr(page), frame_of(entry), 1);
     }
 
     pub(super) fn clear(&mut self) {

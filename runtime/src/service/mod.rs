@@ -5,6 +5,7 @@
 //! range's retry said that nothing came between.
 
 mod ahead;
+mod budget;
 mod coalesce;
 mod contents;
 mod epochs;

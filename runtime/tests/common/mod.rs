@@ -1,6 +1,8 @@
 //! What the tests on the reference device share: opening it under each tracker.
 #![allow(dead_code, reason = "every test binary uses its part")]
 
+pub(crate) mod device;
+
 use vksvm::device::soft::SoftOptions;
 use vksvm::{Builder, Svm, TrackerKind};
 

@@ -48,15 +48,16 @@ impl Chosen {
         matches!(self.properties.device_type, vk::PhysicalDeviceType::CPU | vk::PhysicalDeviceType::INTEGRATED_GPU)
     }
 
-    /// Bytes of the largest device-local heap.
+    /// The largest device-local heap.
+    pub(super) fn local_heap(&self) -> Option<usize> {
+        let heaps = self.memory.memory_heaps_as_slice().iter().enumerate();
+        let local = heaps.filter(|(_, heap)| heap.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL));
+        local.max_by_key(|(_, heap)| heap.size).map(|(index, _)| index)
+    }
+
+    /// Its bytes.
     pub(super) fn local_bytes(&self) -> u64 {
-        self.memory
-            .memory_heaps_as_slice()
-            .iter()
-            .filter(|heap| heap.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL))
-            .map(|heap| heap.size)
-            .max()
-            .unwrap_or(0)
+        self.local_heap().map_or(0, |heap| self.memory.memory_heaps[heap].size)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::choose::{self, Chosen};
 use super::validation::Messenger;
-use crate::device::DeviceError;
+use crate::device::{DeviceError, MemoryBudget};
 use ash::vk;
 use gpu_allocator::vulkan::{Allocator, AllocatorCreateDesc};
 use parking_lot::Mutex;
@@ -113,6 +113,19 @@ impl Context {
             instance,
             _entry: entry,
         })
+    }
+
+    /// Budget and use of the largest device-local heap, where `VK_EXT_memory_budget` tells.
+    pub(super) fn memory_budget(&self) -> Option<MemoryBudget> {
+        if !self.physical.tells_budget {
+            return None;
+        }
+        let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
+        let mut properties = vk::PhysicalDeviceMemoryProperties2::default().push_next(&mut budget);
+        // SAFETY: the device has the extension, whose structure is well formed.
+        unsafe { self.instance.get_physical_device_memory_properties2(self.physical.handle, &mut properties) };
+        let heap = self.physical.local_heap()?;
+        Some(MemoryBudget { bytes: budget.heap_budget[heap], used: budget.heap_usage[heap] })
     }
 
     /// Submits a recorded command buffer; returns the timeline value that says it is done.

@@ -17,7 +17,10 @@ mod validation;
 
 pub use raw::{RawBuffer, RawCommand, RawKernel, RawMemory, RawStream};
 
-use super::{Device, DeviceError, DeviceInfo, Dispatch, HomeWindow, LiveUnit, PageCopy, SharedMemory, SharedUse, Slab};
+use super::{
+    Device, DeviceError, DeviceInfo, Dispatch, HomeWindow, LiveUnit, MemoryBudget, PageCopy, SharedMemory, SharedUse,
+    Slab,
+};
 use crate::kernel::KernelModule;
 use ash::vk;
 use commands::Recorder;
@@ -146,6 +149,10 @@ impl Device for VulkanDevice {
             }
         });
         Ok(Arc::new(FrameSlab { buffer, forget }))
+    }
+
+    fn memory_budget(&self) -> Option<MemoryBudget> {
+        self.context.memory_budget()
     }
 
     unsafe fn import(&self, host: NonNull<u8>, bytes: usize) -> Result<Arc<dyn HomeWindow>, DeviceError> {
