@@ -212,6 +212,35 @@ fn others_are_told_of_exclusive_and_migrate_with_the_owner_who_is_not_told_itsel
 }
 
 #[test]
+fn devices_that_read_share_a_page_and_one_that_writes_has_it_alone() {
+    with_each_tracker(
+        |builder| builder,
+        |svm| {
+            let (mapping, device, other) = (numbered(svm, 3), commands(svm), commands(svm));
+            let all = span(&mapping, 0, 3);
+            device.read(at(&mapping, 0), &mut [0; 2 * PAGE]).unwrap();
+            device.write(at(&mapping, 1), &[22]).unwrap();
+            let mut seen = [0; 3 * PAGE];
+            other.read(at(&mapping, 0), &mut seen).unwrap();
+            assert_eq!([0, 1, 2].map(|page| seen[page * PAGE]), [1, 22, 3]);
+            assert_eq!(other.snapshot(all).unwrap(), [COPY; 3]);
+            assert_eq!(
+                device.snapshot(all).unwrap(),
+                [COPY, COPY, Seen::Home { write: false }],
+                "it keeps what it had"
+            );
+            device.read(at(&mapping, 1), &mut [0]).unwrap();
+            assert_eq!(byte(&mapping, 1), 22);
+            other.write(at(&mapping, 1), &[23]).unwrap();
+            let kept = [COPY, Seen::Elsewhere, Seen::Home { write: false }];
+            assert_eq!(device.snapshot(all).unwrap(), kept, "only the page that was written");
+            device.read(at(&mapping, 1), &mut seen[..1]).unwrap();
+            assert_eq!((seen[0], byte(&mapping, 1)), (23, 23));
+        },
+    );
+}
+
+#[test]
 fn release_brings_everything_home_and_the_device_goes_on() {
     with_each_tracker(
         |builder| builder,

@@ -379,6 +379,47 @@ fn race_10_a_frame_is_not_given_to_another_page_while_a_kernel_still_uses_it() {
 }
 
 #[test]
+fn a_drivers_thread_that_strays_is_let_through_while_another_fault_waits_for_its_dispatch() {
+    for tracker in trackers() {
+        let (done, all_done) = channel();
+        let worker = thread::spawn(move || {
+            let svm = soft(tracker, |builder| builder).unwrap();
+            let mapping = svm.map(2 * PAGE, Permission::ReadWrite).unwrap();
+            let store = fill(&svm);
+            // SAFETY: it lives, and nobody looks at it now.
+            unsafe { store.launch([2, 1, 1]).pointer(mapping.as_ptr()) }.value(6u64).run().unwrap();
+            let meeting = Arc::new(Meeting::default());
+            let side = meeting.clone();
+            let body = move |invocation: &mut SoftContext<'_>| {
+                let [at] = invocation.arguments::<[u64; 1]>();
+                side.stop_here();
+                // SAFETY: mapped in the app view; that it is not translated is what is tested.
+                let _ = unsafe { VirtAddr(at + PAGE as u64).as_ptr().cast::<u32>().read_volatile() };
+            };
+            // SAFETY: as above.
+            let stray = unsafe { svm.soft_kernel("stray", [1, 1, 1], 8, body) }.unwrap().idempotent();
+            thread::scope(|scope| {
+                let launch = scope.spawn(|| {
+                    // SAFETY: it lives.
+                    unsafe { stray.launch([1, 1, 1]).pointer(mapping.as_ptr()) }.run()
+                });
+                meeting.wait();
+                // Each has a page of the device's brought home, for which the dispatch has to end: more of them than threads that may wait.
+                let readers = [(); 8].map(|()| scope.spawn(|| first_word(&mapping)));
+                thread::sleep(A_MOMENT);
+                meeting.open();
+                assert!(matches!(launch.join().unwrap(), Err(LaunchError::Untranslated { .. })));
+                readers.into_iter().for_each(|reader| assert_eq!(reader.join().unwrap(), 6));
+            });
+            done.send(()).unwrap();
+        });
+        let ended = all_done.recv_timeout(Duration::from_secs(60));
+        assert!(ended.is_ok() || worker.is_finished(), "deadlock with {tracker}");
+        worker.join().unwrap();
+    }
+}
+
+#[test]
 fn race_11_what_a_kernel_writes_after_its_page_was_asked_for_comes_home() {
     with_each_tracker(
         |builder| builder,

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// A source of time. Never runs backwards.
+/// Linux: `jiffies`; injected here, so that tests need not wait.
 pub trait Clock: Send + Sync {
     /// Time since an origin of the clock's own.
     fn now(&self) -> Duration;
@@ -76,6 +77,7 @@ impl Clock for ManualClock {
 }
 
 /// A moment on a clock by which something must have happened.
+/// Linux: `jiffies + msecs_to_jiffies(HMM_RANGE_DEFAULT_TIMEOUT)` in drivers.
 #[derive(Clone, Copy)]
 pub struct Deadline<'c> {
     clock: &'c dyn Clock,

@@ -114,11 +114,12 @@ impl Listener {
         }
     }
 
-    /// Whether `event` was caused by this very mirror, which therefore need not hear of it.
-    pub(super) fn caused(&self, event: Event, by: Option<OwnerId>) -> bool {
+    /// Whether `event` was caused by this very mirror, which therefore need not hear of it: as it says itself if it invalidates
+    /// for a service of its own, else only for events that have an owner.
+    pub(super) fn caused(&self, event: Event, by: Option<OwnerId>, for_itself: bool) -> bool {
         match &self.target {
             Target::Interval(_) => false,
-            Target::Mirror { owner, .. } => event.is_owned() && by == Some(*owner),
+            Target::Mirror { owner, .. } => (for_itself || event.is_owned()) && by == Some(*owner),
         }
     }
 

@@ -4,6 +4,7 @@ use super::event::{Event, OwnerId};
 use crate::addr::PageRange;
 
 /// A subscription, mirror or range that could not be made, or an address space that could not be released cleanly.
+/// Linux: the negative result of `mmu_notifier_register` and `mmu_interval_notifier_insert`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HmmError {
     /// The span holds no page, or ends before it starts. Linux: `-EOVERFLOW` from `mmu_interval_notifier_insert`.
@@ -42,6 +43,7 @@ pub enum HmmError {
 
 /// An invalidation that did not start. Nothing is left in flight: the caller must not change the CPU's mapping,
 /// and has nothing to end.
+/// Linux: the negative result of `mmu_notifier_invalidate_range_start_nonblock`; the blocking one cannot fail there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidateError {
     /// A callback of a non-blocking invalidation would have had to wait. Linux: `-EAGAIN`.
@@ -93,6 +95,7 @@ impl InvalidateError {
 }
 
 /// A range that did not become valid.
+/// Linux: `-EBUSY` and `-EAGAIN` of `hmm_range_wait_until_valid` (before 5.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WaitError {
     /// The deadline passed while invalidations were in flight over the range. Linux: `-EBUSY` to the driver's caller.

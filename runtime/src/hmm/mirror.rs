@@ -130,6 +130,7 @@ impl fmt::Debug for Mirror {
 }
 
 /// Unregistering that was refused, or that did not go cleanly.
+/// Linux: none; `mmu_notifier_unregister` returns nothing and would deadlock in a callback.
 #[derive(Debug, thiserror::Error)]
 pub enum UnregisterError {
     /// Called from inside a notifier callback, for whose end it would have to wait.

@@ -103,7 +103,8 @@ impl<'m> Range<'m> {
     /// service is not made to start over by itself. `pages` need not be those of the range.
     /// Linux: `migrate_vma_setup` with `pgmap_owner`; the driver there tells its own invalidation apart by the owner.
     ///
-    /// The mirror is not called if `event` is [`Migrate`](Event::Migrate) or [`Exclusive`](Event::Exclusive); other mirrors always are.
+    /// The mirror itself is not called, whatever `event` is; other mirrors always are. (In Linux drivers leave out what they caused by the
+    /// owner, which only `MIGRATE` and `EXCLUSIVE` carry.)
     /// *Other* ranges of the same mirror do become invalid. To make two services of one mirror over the same pages exclude each other
     /// by that alone, keep the guard until the PTEs are written: then either service begins before the other's start and is
     /// stale at its retry, or it begins after the other's end and sees the other's PTEs. (Page locks do it too.)

@@ -11,6 +11,7 @@ use super::clock::Deadline;
 use std::time::Duration;
 
 /// How the next attempt is to be made.
+/// Linux: whether a driver holds the `mmap_lock` for reading or for writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attempt {
     /// Under the address space's read side, or none: invalidations may collide.
@@ -39,6 +40,7 @@ pub struct OutOfTime {
 }
 
 /// The state of one operation that may collide.
+/// Linux: the loop around `hmm_range_fault` in each driver.
 #[derive(Clone, Debug)]
 pub struct CollisionRetry<'c> {
     deadline: Deadline<'c>,

@@ -170,6 +170,7 @@ impl Shard {
             state.flights.push(*flight);
         }
         let released = state.released;
+        let for_itself = flight.except.is_some();
         state.index.for_each_overlapping(flight.pages, |entry| {
             if !flight.counts_for(entry, here) {
                 return;
@@ -177,7 +178,7 @@ impl Shard {
             if marks {
                 entry.validity.start();
             }
-            let concerned = entry.listener.as_ref().is_some_and(|listener| !listener.caused(event, owner));
+            let concerned = entry.listener.as_ref().is_some_and(|listener| !listener.caused(event, owner, for_itself));
             if concerned && !released {
                 told.add(entry);
             }

@@ -35,6 +35,7 @@ use super::{Range, Seq};
 use crate::addr::{Access, PageIndex, PageRange};
 
 /// Log2 of the pages of the leaves there are beside single pages, largest first: 2 MiB, 64 KiB.
+/// Linux: what `hmm_pfn_to_map_order` can answer.
 pub const LEAF_ORDERS: [u8; 2] = [9, 4];
 
 /// What stands in a mapping for one page. Linux: an element of `hmm_range::hmm_pfns`.
@@ -57,6 +58,7 @@ pub struct PageEntry {
 }
 
 /// What is wrong with a page, or with a whole attempt.
+/// Linux: the error codes of `hmm_range_fault`, and `HMM_PFN_ERROR`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PageError {
     /// No VMA covers it. Linux: `-EFAULT`.
@@ -116,6 +118,7 @@ impl Want {
 }
 
 /// What is wanted of a range. Of two wishes for a page the stronger counts.
+/// Linux: the request part of `struct hmm_range`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Request<'a> {
     /// Of every page. Linux: `default_flags`.
@@ -137,6 +140,7 @@ impl Request<'_> {
 }
 
 /// What a walk finds for a page: its entry, whose `order` is left 0, and where it leads.
+/// Linux: what `hmm_vma_walk_pmd` finds for an entry.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Walked {
     /// What is there.
@@ -148,6 +152,7 @@ pub struct Walked {
 }
 
 /// A mapping that can be looked at.
+/// Linux: `walk_page_range` with `hmm_walk_ops`.
 pub trait PageWalk {
     /// The pages that it is about: leaves are looked for inside.
     fn extent(&self) -> PageRange;
@@ -158,6 +163,7 @@ pub trait PageWalk {
 }
 
 /// A mapping whose pages can be made to be there.
+/// Linux: `hmm_vma_fault`, which calls `handle_mm_fault`.
 pub trait PageFaultIn: PageWalk {
     /// Makes `page` accessible as wanted, as a touch would. May invalidate. Linux: `handle_mm_fault`.
     ///

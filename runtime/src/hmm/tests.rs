@@ -151,6 +151,13 @@ fn a_service_that_invalidates_for_itself_stays_valid_and_its_rivals_do_not() {
     drop(bracket);
     assert!(!mine.retry(seq));
     assert!(is_valid(&rival) && is_valid(&foreign) && is_valid(&late));
+
+    // Events without an owner too: it is the mirror's own doing.
+    drop(mine.invalidate_others(mine.pages(), Event::ProtectionPage, Blocking::Yes).unwrap());
+    assert_eq!((own.calls(), other.calls()), (0, 2));
+    let from_outside = notifiers.invalidate(mine.pages(), Event::ProtectionPage, Some(mirror.owner()), Blocking::Yes);
+    drop(from_outside.unwrap());
+    assert_eq!((own.calls(), other.calls()), (1, 3));
 }
 
 #[test]

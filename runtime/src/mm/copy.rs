@@ -30,6 +30,7 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A snapshot could not be taken. Nothing was changed.
+/// Linux: none; a driver's userptr object without notifier pins its pages instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SnapshotError {

@@ -3,12 +3,13 @@
 //! The lock bit serialises everything that changes a page's state, its CPU mapping or its page table entries:
 //! CPU-fault handling, fault service, eviction, unmapping. Whoever takes several takes them by ascending page
 //! (rank [`PageLock`](crate::rank::Rank::PageLock)); trying without waiting is allowed in any order. Waiters park on
-//! the record's address, so a lock costs one bit. State changes only under the lock; accessed, dirty and the
+//! the record's address, so a lock costs one bit. Who unlocks now and then hands the lock to the one who waits longest, so that
+//! nobody who locks in a loop keeps others out. State changes only under the lock; accessed, dirty and the
 //! fault count are atomic bits and may be set without it (I4: propagation never takes a page lock).
 
 use crate::addr::{PageIndex, PageRange};
 use crate::rank::{self, Held};
-use parking_lot_core::{DEFAULT_PARK_TOKEN, DEFAULT_UNPARK_TOKEN};
+use parking_lot_core::{DEFAULT_PARK_TOKEN, DEFAULT_UNPARK_TOKEN, ParkResult, UnparkResult, UnparkToken};
 use rustix::mm::{MapFlags, ProtFlags};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,12 +24,16 @@ const OWNER_SHIFT: u32 = 8;
 const OWNER: u32 = 0xff << OWNER_SHIFT;
 const FAULTS_SHIFT: u32 = 16;
 const FAULTS_MAX: u32 = 0xffff;
+/// Says to a waiter that the lock is its own already.
+const HANDED_OVER: UnparkToken = UnparkToken(1);
 
 /// A device, numbered within its address space.
+/// Linux: the `pgmap->owner` of device-private memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceNumber(pub u8);
 
 /// Who holds the truth about a page, all mirrors together.
+/// Linux: whether the page table holds a page, a read-only one, or a device-private entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PageState {
     /// The home page is the truth; the CPU may read and write, no device has a copy.
@@ -42,6 +47,7 @@ pub enum PageState {
 }
 
 /// What is known about a page.
+/// Linux: flags of `struct page`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageInfo {
     /// Who holds the truth.
@@ -57,6 +63,7 @@ pub struct PageInfo {
 }
 
 /// The records of all pages: anonymous memory that costs nothing until a page is used.
+/// Linux: `struct page` and its lock.
 #[derive(Debug)]
 pub struct PageRecords {
     records: NonNull<AtomicU32>,
@@ -211,7 +218,7 @@ impl PageRecords {
             }
             // SAFETY: the key is the record's own address, used by nobody else; the closures neither panic nor
             // call into parking_lot.
-            unsafe {
+            let woken = unsafe {
                 parking_lot_core::park(
                     std::ptr::from_ref(record) as usize,
                     || record.load(Ordering::Relaxed) & (LOCKED | WAITED_FOR) == LOCKED | WAITED_FOR,
@@ -221,17 +228,30 @@ impl PageRecords {
                     None,
                 )
             };
+            if woken == ParkResult::Unparked(HANDED_OVER) {
+                return;
+            }
         }
     }
 
     fn unlock_one(&self, page: PageIndex) {
         let record = self.record(page);
-        let old = record.fetch_and(!(LOCKED | WAITED_FOR), Ordering::Release);
-        debug_assert!(old & LOCKED != 0, "{page} was not locked");
-        if old & WAITED_FOR != 0 {
-            // SAFETY: as in `lock_one`.
-            unsafe { parking_lot_core::unpark_all(std::ptr::from_ref(record) as usize, DEFAULT_UNPARK_TOKEN) };
+        let free = |old: u32| (old & WAITED_FOR == 0).then_some(old & !LOCKED);
+        if record.fetch_update(Ordering::Release, Ordering::Relaxed, free).is_ok() {
+            return;
         }
+        let wake = |result: UnparkResult| {
+            let more = if result.have_more_threads { 0 } else { WAITED_FOR };
+            if result.unparked_threads > 0 && result.be_fair {
+                // The lock passes on, locked. parking_lot_core's own lock orders what this thread did before what that one does.
+                record.fetch_and(!more, Ordering::Relaxed);
+                return HANDED_OVER;
+            }
+            record.fetch_and(!(LOCKED | more), Ordering::Release);
+            DEFAULT_UNPARK_TOKEN
+        };
+        // SAFETY: as in `lock_one`.
+        unsafe { parking_lot_core::unpark_one(std::ptr::from_ref(record) as usize, wake) };
     }
 }
 
@@ -253,6 +273,7 @@ fn state_of(record: u32) -> PageState {
 }
 
 /// Locked pages; unlocks them when dropped.
+/// Linux: pages between `lock_page` and `unlock_page`.
 pub struct PagesGuard<'a> {
     records: &'a PageRecords,
     range: PageRange,
@@ -303,6 +324,29 @@ mod tests {
         for page in 0..16 {
             assert!(records.try_lock(PageIndex(page)).is_some(), "page {page} stayed locked");
         }
+    }
+
+    #[test]
+    fn who_locks_in_a_loop_keeps_nobody_out() {
+        let records = PageRecords::new(4).unwrap();
+        let page = PageRange::single(PageIndex(1));
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let _held = records.lock(page);
+                    std::thread::sleep(std::time::Duration::from_micros(300));
+                }
+            });
+            let started = std::time::Instant::now();
+            for _ in 0..100 {
+                std::thread::sleep(std::time::Duration::from_micros(100));
+                drop(records.lock(page));
+            }
+            stop.store(true, Ordering::Relaxed);
+            let took = started.elapsed();
+            assert!(took < std::time::Duration::from_secs(5), "a hundred turns took {took:?}");
+        });
     }
 
     #[test]

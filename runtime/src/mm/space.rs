@@ -34,6 +34,7 @@ use std::sync::{Arc, Weak};
 
 /// The home side of memory: the two views and the page records. Shared by the address space and by mirrors, so that a
 /// mirror can bring pages home without knowing the address space.
+/// Linux: the page cache behind a shared mapping.
 #[derive(Debug)]
 pub struct Home {
     /// The memory.

@@ -26,6 +26,7 @@ mod model;
 mod search;
 
 /// Where a page that a device asks for is to be.
+/// Linux: migrating to device-private memory, or mapping system memory over the bus.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Placement {
     /// In a frame: the page is copied.
@@ -86,8 +87,8 @@ pub(crate) enum Lose {
 pub(crate) struct Quiet {
     /// What the app view loses.
     pub(crate) lose: Lose,
-    /// Whether other devices must give up the page.
-    pub(crate) others: bool,
+    /// What other devices are told, if they must give something up: their copies, or only the permission to store.
+    pub(crate) others: Option<Event>,
 }
 
 /// A page in `state` is wanted by the device whose state is `own`, whose entry was shed if it had to be ([`sheds`]).
@@ -95,7 +96,8 @@ pub(crate) fn quiet(state: PageState, own: PageState, write: bool, placement: Pl
     let elsewhere = matches!(state, PageState::Device(_)) && state != own;
     if placement == Placement::Remote {
         // Nobody may keep a copy; the CPU keeps what it has.
-        return Quiet { lose: Lose::Nothing, others: elsewhere || state == PageState::Shared };
+        let others = (elsewhere || state == PageState::Shared).then_some(Event::Migrate);
+        return Quiet { lose: Lose::Nothing, others };
     }
     let lose = match state {
         PageState::Device(_) => Lose::Nothing,
@@ -103,8 +105,14 @@ pub(crate) fn quiet(state: PageState, own: PageState, write: bool, placement: Pl
         PageState::Shared => Lose::Nothing,
         PageState::Cpu | PageState::Remote => Lose::Stores,
     };
-    // Who maps the home page itself would not see what is stored to a copy.
-    let others = elsewhere || state == PageState::Remote || (write && state == PageState::Shared);
+    let others = match state {
+        // Who maps the home page itself would not see what is stored to a copy.
+        PageState::Remote => Some(Event::Migrate),
+        PageState::Shared if write => Some(Event::Migrate),
+        // Readers share: the owner becomes one.
+        PageState::Device(_) if elsewhere => Some(if write { Event::Migrate } else { Event::ProtectionPage }),
+        PageState::Cpu | PageState::Shared | PageState::Device(_) => None,
+    };
     Quiet { lose, others }
 }
 

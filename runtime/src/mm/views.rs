@@ -136,6 +136,7 @@ pub enum ViewsError {
 }
 
 /// The two mappings and the memfd behind them; unmapped and closed on drop.
+/// Linux: none; a kernel reaches pages through its own map, here the alias is that.
 #[derive(Debug)]
 pub struct OwnedViews {
     app: Mapping,

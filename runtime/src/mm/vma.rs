@@ -17,10 +17,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Names a VMA; never given twice by one [`VmaMap`].
+/// Linux: none; interval sequence numbers serve instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VmaId(pub u64);
 
 /// What CPU and devices may do with a VMA's pages.
+/// Linux: `VM_READ` and `VM_WRITE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Permission {
     /// Loads only; a store is a fatal fault.
@@ -31,6 +33,7 @@ pub enum Permission {
 }
 
 /// Hints about how a VMA is going to be used: a set of flags, never needed for correctness.
+/// Linux: the advice of `madvise`; meanings as in `cudaMemAdvise`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Advice(u32);
 
@@ -65,6 +68,7 @@ impl Advice {
 }
 
 /// Who made a VMA.
+/// Linux: `vm_ops`, as far as it tells who made the mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum VmaKind {
     /// The heap's allocator: an arena of small objects or one large allocation.
@@ -82,6 +86,7 @@ impl VmaKind {
 }
 
 /// What a VMA's pages have in common. Splitting and moving keep it.
+/// Linux: `vm_flags` and `anon_name`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct VmaAttributes {
     /// What may be done with the pages.
@@ -95,6 +100,7 @@ pub struct VmaAttributes {
 }
 
 /// A contiguous range of the heap with one set of attributes.
+/// Linux: `struct vm_area_struct`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vma {
     /// Its pages, never empty.
@@ -123,6 +129,7 @@ impl Vma {
 }
 
 /// A VMA operation was refused; nothing was changed.
+/// Linux: the error codes of `mmap`, `mprotect` and `mremap`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VmaError {
     /// The range has no page.
@@ -173,6 +180,7 @@ pub enum VmaError {
 }
 
 /// All VMAs of a heap. See the module's page for the rules.
+/// Linux: `mm_mt`, the maple tree of an `mm_struct`.
 #[derive(Debug)]
 pub struct VmaMap {
     by_start: BTreeMap<PageIndex, Vma>,

@@ -356,13 +356,20 @@ impl Service {
         let pages = &space.home().pages;
         let own = PageState::Device(mirror.number());
         let tracker = space.tracker();
-        let mut elsewhere = false;
+        // What others are told, and of which pages: readers keep their copies unless somebody writes.
+        let mut told: Option<(Event, PageRange)> = None;
         runs.clear();
         for (index, page) in span.iter().enumerate() {
             let state = pages.state(page);
             let write = access[index] == Some(Access::Write);
             let Quiet { lose, others } = quiet(state, own, write, placements[index]);
-            elsewhere |= others;
+            if let Some(event) = others {
+                let (strongest, hull) = told.get_or_insert((event, PageRange::single(page)));
+                hull.end = page.plus(1);
+                if event == Event::Migrate {
+                    *strongest = Event::Migrate;
+                }
+            }
             match runs.last_mut() {
                 Some((last, run)) if *last == lose => run.end = page.plus(1),
                 _ => runs.push((lose, PageRange::single(page))),
@@ -378,10 +385,11 @@ impl Service {
                 Lose::All => tracker.unmap(run)?,
             }
         }
-        // One bracket for the span; this mirror's own callback is skipped, the other devices bring their data home.
-        let event = self.taking;
-        (elsewhere || event == Event::Exclusive)
-            .then(|| range.invalidate_others(span, event, Blocking::Yes))
+        if self.taking == Event::Exclusive {
+            told = Some((Event::Exclusive, span));
+        }
+        // One bracket; this mirror's own callback is skipped, the other devices bring their data home.
+        told.map(|(event, pages)| range.invalidate_others(pages, event, Blocking::Yes))
             .transpose()
             .map_err(|error| ServiceError::Range { pages: span, reason: error.to_string() })
     }

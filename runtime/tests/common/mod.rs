@@ -32,6 +32,24 @@ pub(crate) fn with_each_tracker(options: impl Fn(Builder) -> Builder, test: impl
     }
 }
 
+/// Runs the named test again, in a process of its own: false there, where the test does what only a process of its own may do. True in
+/// the test process, once that passed.
+pub(crate) fn passed_in_own_process(test: &str) -> bool {
+    const MARK: &str = "VKSVM_OWN_PROCESS";
+    if std::env::var_os(MARK).is_some() {
+        return false;
+    }
+    // Under a runner the current executable is a dynamic loader.
+    let again: Vec<_> = match std::env::var_os("VKSVM_RUNNER") {
+        Some(runner) => vec![runner, std::env::args_os().next().unwrap()],
+        None => vec![std::env::current_exe().unwrap().into_os_string()],
+    };
+    let mut child = std::process::Command::new(&again[0]);
+    let output = child.args(&again[1..]).args([test, "--exact", "--nocapture"]).env(MARK, "1").output().unwrap();
+    assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{output:?}");
+    true
+}
+
 /// The seed of a random test: `VKSVM_SEED`, or one from the clock. Printed, so that a failure can be repeated.
 pub(crate) fn seed() -> u64 {
     let now = || std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64);

@@ -5,6 +5,9 @@
 //! one bit and the furthest end for each of its blocks, to pass over those that cannot have a hit; inside a block
 //! intervals stand sorted by start.
 //!
+//! What costs when there are many is not steps but cache misses. So the bits stand in the hash table itself, and the furthest ends of a
+//! chunk in one line: a query without a hit touches one line of the chunk or none, one with a hit two more and the interval.
+//!
 //! Inserting and removing take a hash look-up and the shift of a short list; finding the `k` intervals over a page takes
 //! at most two hash look-ups and a few steps, however many intervals there are elsewhere.
 
@@ -25,10 +28,17 @@ const KEPT: usize = 8;
 struct Chunk<T> {
     /// Which blocks have intervals.
     occupied: u64,
-    /// No interval of the block ends later.
-    furthest: [u32; BLOCKS],
+    body: Box<Body<T>>,
+}
+
+#[repr(align(64))]
+struct Body<T> {
+    /// No interval of the block ends later, in pages from the block's first on: at most two blocks.
+    furthest: [u8; BLOCKS],
     blocks: [Block<T>; BLOCKS],
 }
+
+const _: () = assert!(2 * SHORT - 1 <= u8::MAX as u32);
 
 struct Block<T> {
     /// No interval is longer.
@@ -37,9 +47,9 @@ struct Block<T> {
 }
 
 impl<T> Chunk<T> {
-    fn new() -> Box<Self> {
+    fn new() -> Self {
         let blocks = std::array::from_fn(|_| Block { longest: 0, items: Vec::new() });
-        Box::new(Self { occupied: 0, furthest: [0; BLOCKS], blocks })
+        Self { occupied: 0, body: Box::new(Body { furthest: [0; BLOCKS], blocks }) }
     }
 }
 
@@ -64,7 +74,7 @@ impl Hasher for ChunkHasher {
 
 /// Page ranges of at most [`SHORT`] pages with a value each.
 pub(super) struct BlockTable<T> {
-    chunks: HashMap<u32, Box<Chunk<T>>, BuildHasherDefault<ChunkHasher>>,
+    chunks: HashMap<u32, Chunk<T>, BuildHasherDefault<ChunkHasher>>,
     /// Chunks without intervals.
     empty: usize,
 }
@@ -87,8 +97,9 @@ impl<T: Keyed> BlockTable<T> {
         }
         let at = block_in_chunk(start);
         chunk.occupied |= 1 << at;
-        chunk.furthest[at] = chunk.furthest[at].max(end);
-        let Block { longest, items } = &mut chunk.blocks[at];
+        let Body { furthest, blocks } = &mut *chunk.body;
+        furthest[at] = furthest[at].max(from_block(start, end));
+        let Block { longest, items } = &mut blocks[at];
         *longest = (*longest).max(end - start);
         let item = Item { start, end, value };
         let place = items.partition_point(|other| other.order() < item.order());
@@ -100,12 +111,13 @@ impl<T: Keyed> BlockTable<T> {
         let number = pages.start.0 >> CHUNK_SHIFT;
         let chunk = self.chunks.get_mut(&number)?;
         let at = block_in_chunk(pages.start.0);
-        let Block { longest, items } = &mut chunk.blocks[at];
+        let Body { furthest, blocks } = &mut *chunk.body;
+        let Block { longest, items } = &mut blocks[at];
         let place = items.binary_search_by_key(&(pages.start.0, value.key()), Item::order).ok()?;
         let removed = items.remove(place);
         if items.is_empty() {
             *longest = 0;
-            chunk.furthest[at] = 0;
+            furthest[at] = 0;
             chunk.occupied &= !(1 << at);
             if chunk.occupied == 0 {
                 if self.empty < KEPT {
@@ -114,8 +126,8 @@ impl<T: Keyed> BlockTable<T> {
                     self.chunks.remove(&number);
                 }
             }
-        } else if removed.end == chunk.furthest[at] {
-            chunk.furthest[at] = items.iter().map(|item| item.end).max().unwrap_or(0);
+        } else if from_block(removed.start, removed.end) == furthest[at] {
+            furthest[at] = items.iter().map(|item| from_block(item.start, item.end)).max().unwrap_or(0);
         }
         Some(removed.value)
     }
@@ -135,8 +147,9 @@ impl<T: Keyed> BlockTable<T> {
             while rest != 0 {
                 let at = rest.trailing_zeros() as usize;
                 rest &= rest - 1;
-                if chunk.furthest[at] > pages.start.0 {
-                    chunk.blocks[at].visit(pages, &mut hit);
+                let block = (number << CHUNK_SHIFT) + ((at as u32) << BLOCK_SHIFT);
+                if block + u32::from(chunk.body.furthest[at]) > pages.start.0 {
+                    chunk.body.blocks[at].visit(pages, &mut hit);
                 }
             }
         };
@@ -154,7 +167,7 @@ impl<T: Keyed> BlockTable<T> {
 
     /// Calls `each` for every value.
     pub(super) fn for_each(&self, each: impl FnMut(&Arc<T>)) {
-        let blocks = self.chunks.values().flat_map(|chunk| &chunk.blocks);
+        let blocks = self.chunks.values().flat_map(|chunk| &chunk.body.blocks);
         blocks.flat_map(|block| &block.items).map(|item| &item.value).for_each(each);
     }
 }
@@ -170,6 +183,12 @@ impl<T> Block<T> {
             .filter(|item| item.end > pages.start.0)
             .for_each(|item| hit(&item.value));
     }
+}
+
+/// An interval's end in pages from the start of the block that it starts in.
+fn from_block(start: u32, end: u32) -> u8 {
+    // Lossless: the interval is short.
+    (end - start / SHORT * SHORT) as u8
 }
 
 fn block_in_chunk(page: u32) -> usize {

@@ -22,6 +22,7 @@ impl fmt::Display for Span {
 }
 
 /// An operation on VMAs failed. Nothing was changed, but for what [`OpError::Device`] says.
+/// Linux: the error codes of the system calls of the same names.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpError {

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const COARSEST: u64 = 1 << 43;
 
 /// What to map, and where.
+/// Linux: the arguments of `mmap`.
 #[derive(Clone, Debug)]
 pub struct MapRequest {
     bytes: u64,

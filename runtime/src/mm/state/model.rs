@@ -607,7 +607,10 @@ impl Step {
                 go(self, Device::Begun(page, ask), into);
             }
             Device::Telling(page, ask, at) => {
-                let event = Event::Migrate;
+                // The page is locked: its state is what it was when the bracket was started.
+                let state = decode(self.world.pages[usize::from(page)].state);
+                let told = quiet(state, own(who), ask.write, ask.placement).others;
+                let event = told.unwrap_or(Event::Migrate);
                 let Some(at) = self.tell(usize::from(page), at, event, Some(who)) else { return };
                 match at {
                     Telling::Take(device) if usize::from(device) == DEVICES => {
@@ -640,26 +643,26 @@ impl Step {
         let early = self.world.pages[here].home_newest;
         let mut needed = quiet(decode(self.world.pages[here].state), own(who), ask.write, ask.placement);
         if self.mutated(Mutation::RemoteBesideCopies) && ask.placement == Placement::Remote {
-            needed.others = false;
+            needed.others = None;
         }
         if self.mutated(Mutation::NoWriteProtect) && needed.lose == Lose::Stores {
             needed.lose = Lose::Nothing;
         }
         if self.mutated(Mutation::OthersNotTold) && self.world.pages[here].state == 1 {
-            needed.others = false;
+            needed.others = None;
         }
         let copy = ask.placement == Placement::Copy;
         if self.mutated(Mutation::CopyBeforeProtect) && copy && !self.world.pages[here].entries[who].valid() {
             // Copied in one step, protected in the next.
             let free = !self.world.pages[1 - here].entries[who].valid();
-            if free && !needed.others {
+            if free && needed.others.is_none() {
                 self.world.devices[who] = Device::Commit(page, ask, false, Some(early));
                 into.push(Ok(self.world));
                 return;
             }
         }
         self.lose(here, needed.lose);
-        self.world.devices[who] = if needed.others {
+        self.world.devices[who] = if needed.others.is_some() {
             self.start_bracket(here, Some(who));
             Device::Telling(page, ask, Telling::Take(0))
         } else {

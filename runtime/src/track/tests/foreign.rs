@@ -113,8 +113,10 @@ fn moved_memory_waits_until_the_change_was_followed_and_is_then_free(case: Case)
     t.tracker.unmap(pages(0, 8)).unwrap();
     // What a device wrote comes home while the change is followed.
     let home = t.memory.alias(1) as usize;
+    let (report, changes) = channel();
+    let report = Mutex::new(report);
     let set = t.handler.follow.set(Box::new(move |change| {
-        assert_eq!(change, ForeignChange::Moved(page(1)));
+        report.lock().unwrap().send(change).unwrap();
         thread::sleep(A_MOMENT);
         // SAFETY: the alias lives as long as the test.
         unsafe { std::ptr::with_exposed_provenance_mut::<u64>(home).write_volatile(9) };
@@ -132,6 +134,9 @@ fn moved_memory_waits_until_the_change_was_followed_and_is_then_free(case: Case)
     }
     assert_eq!(t.memory.load_alias(1), 10);
     assert_eq!(t.take_faults(), [], "it is no part of the app view");
+    assert_eq!(next(&changes), ForeignChange::Moved(page(1)));
+    let more = changes.recv_timeout(A_MOMENT);
+    assert!(more.is_err(), "the memory lives on: {more:?}");
     t.tracker.unmap(pages(0, 8)).unwrap();
     assert_eq!((t.memory.load(0), t.memory.load(2)), (0, 0));
 }

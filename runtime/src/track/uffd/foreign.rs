@@ -46,6 +46,8 @@ pub(super) struct Gone {
     changes: AtomicU64,
     /// Where memory was moved to that is still registered.
     moved: Mutex<Vec<Span>>,
+    /// Held while the descriptor is read and what was read is noted: events are noted in their order. A leaf.
+    reading: Mutex<()>,
 }
 
 impl Gone {
@@ -55,6 +57,7 @@ impl Gone {
             pages: Mutex::new(RunMap::new(pages, false)),
             changes: AtomicU64::new(0),
             moved: Mutex::default(),
+            reading: Mutex::default(),
         }
     }
 
@@ -113,21 +116,30 @@ impl Core {
     /// Reads events so that their callers can go on, and with them whoever was told `EAGAIN`. For any thread, whatever it holds.
     pub(super) fn read_events(&self) {
         let mut messages = [Message::zeroed(); FEW];
-        while let Ok(messages) = self.raw.read(&mut messages) {
+        while let Ok(messages) = self.read(&mut messages) {
             for message in messages {
-                match message.report() {
-                    Report::Fault(fault) => self.mail.hand_over(fault),
-                    event => self.note(event),
+                if let Report::Fault(fault) = message.report() {
+                    self.mail.hand_over(fault);
                 }
             }
         }
     }
 
+    /// Reads what there is and notes the events in it: their callers are free now, so nobody may act on those pages any more.
+    pub(super) fn read<'a>(&self, messages: &'a mut [Message]) -> Result<&'a [Message], Errno> {
+        let _in_order = self.gone.reading.lock();
+        let messages = self.raw.read(messages)?;
+        messages.iter().for_each(|message| self.note(message.report()));
+        Ok(messages)
+    }
+
     /// Takes note of an event; the rest is done later.
-    pub(super) fn note(&self, event: Report) {
+    fn note(&self, event: Report) {
         match event {
             Report::Unmapped(span) => {
-                if let Some(pages) = self.pages_in(span) {
+                // What was moved is reported as unmapped too, afterwards: its memory lives on.
+                let pages = self.pages_in(span);
+                for pages in pages.map(|pages| self.gone.rest_of(pages)).unwrap_or_default() {
                     self.gone.add(pages);
                     self.mail.post(Job::Change(ForeignChange::Unmapped(pages), None));
                 }

@@ -25,7 +25,7 @@ impl Core {
     pub(super) fn read_faults(&self, handler: &dyn FaultHandler) {
         let mut messages = [Message::zeroed(); MAX_BATCH];
         while !self.stopping.load(Ordering::Acquire) {
-            match self.raw.read(&mut messages) {
+            match self.read(&mut messages) {
                 Ok(messages) => self.serve_batch(handler, messages),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
@@ -54,8 +54,6 @@ impl Core {
     }
 
     fn serve_batch(&self, handler: &dyn FaultHandler, messages: &[Message]) {
-        // Their callers were freed by the reading: nobody may act on those pages any more.
-        messages.iter().for_each(|message| self.note(message.report()));
         let fault = |message: &Message| match message.report() {
             Report::Fault(fault) => Some(fault),
             _ => None,
