@@ -4,6 +4,7 @@
 // dropped; it calls every function, so that the compiler keeps them.
 // Unoptimised, because optimising would inline the functions away:
 // glslc: -O0
+#define VKSVM_LIBRARY
 #include "vksvm.glsl"
 // Specialised, so that the compiler computes nothing from it; linking puts the kernel's size in its place.
 layout(local_size_x_id = 1996, local_size_y_id = 1997, local_size_z_id = 1998) in;
@@ -18,10 +19,10 @@ bool link_group_poisoned_;
 bool link_begin() {
     link_turn_ = 0u;
     link_group_poisoned_ = false;
-    return vksvm_begin();
+    return vksvm_start_();
 }
 
-void link_end() { vksvm_end(); }
+void link_end() { vksvm_finish_(); }
 
 // Before anything else in a kernel with barriers.
 void link_begin_barriers() {
@@ -61,6 +62,22 @@ void link_end_write(const uint64_t va, const uint bytes, const uint64_t address)
     vksvm_end_write(va, bytes, address);
 }
 
+// The same for what most likely lies in a run: what `va`, `bytes` and `device` of one say follows `in`.
+uint64_t link_run_read(const uint64_t va, const uint64_t in_va, const uint64_t in_bytes, const uint64_t in_device) {
+    return vksvm_run_read_(VksvmRun(in_va, in_bytes, in_device), va, 0u);
+}
+uint64_t link_run_write(const uint64_t va, const uint64_t in_va, const uint64_t in_bytes, const uint64_t in_device) {
+    return vksvm_run_write_(VksvmRun(in_va, in_bytes, in_device), va, 0u);
+}
+uint64_t link_run_read_object(const uint64_t va, const uint bytes, const uint64_t in_va, const uint64_t in_bytes,
+                              const uint64_t in_device) {
+    return vksvm_run_read_(VksvmRun(in_va, in_bytes, in_device), va, bytes);
+}
+uint64_t link_run_begin_write(const uint64_t va, const uint bytes, const uint64_t in_va, const uint64_t in_bytes,
+                              const uint64_t in_device) {
+    return vksvm_run_write_(VksvmRun(in_va, in_bytes, in_device), va, bytes);
+}
+
 void main() {
     if (!link_begin()) return;
     link_begin_barriers();
@@ -70,5 +87,7 @@ void main() {
     if (!link_poisoned() && !link_group_poisoned())
         all = link_read(all) + link_write(all) + link_atomic(all) + link_read_object(all, 8u);
     link_end_write(all, 8u, link_begin_write(all, 8u));
+    all += link_run_read(all, all, all, all) + link_run_write(all, all, all, all);
+    link_end_write(all, 8u, link_run_read_object(all, 8u, all, all, all) + link_run_begin_write(all, 8u, all, all, all));
     link_end();
 }

@@ -6,11 +6,9 @@
 //     layout(local_size_x = 64) in;
 //
 //     void main() {
-//         if (!vksvm_begin()) return;
 //         uint i = vksvm_global_id().x;
 //         if (i < args.n)
 //             vksvm_store_f32(args.y + 4ul * i, args.a * vksvm_load_f32(args.x + 4ul * i));
-//         vksvm_end();
 //     }
 //
 // VKSVM_ARGS lists the kernel's arguments, which appear as `args`; pointers are uint64_t. Every access
@@ -27,6 +25,8 @@
 //     vksvm_array_read(a, offset), vksvm_array_write(a, offset)
 //                              … for an aligned scalar or vector `offset` bytes into an argument of type VksvmArray,
 //                              which the host pushes with Launch::read_array() or write_array()
+//     vksvm_near_read(a, p), vksvm_near_write(a, p)
+//                              … for an aligned scalar, vector or structure that most likely lies in such an argument
 //
 // and the typed short forms at the end of the file. What comes back is a device address; cast it to a
 // `buffer_reference` of your own and use it at once: it is good until the next call of any function of this file by an
@@ -35,8 +35,9 @@
 // Which to choose. A translation loads a page table entry and checks it: little beside a random access to memory, much
 // beside streaming. An array argument is brought to the device and checked once, by the host, before the kernel starts; while its
 // frames are contiguous, an access is an add, as with a raw address. Where they are not, or frames are short, the
-// same call translates. So: VksvmArray for arrays that the kernel goes through or gathers from, pointers for what is linked, and
-// for large arrays of which only a little is used (an array argument is copied whole). Offsets are not checked
+// same call translates. So: VksvmArray for arrays that the kernel goes through or gathers from; vksvm_near_read() for lists and
+// trees whose nodes lie in one array, where it saves the load; plain pointers for all else, and for large arrays of which only
+// a little is used (an array argument is copied whole). Offsets of vksvm_array_read() and _write() are not checked
 // against the array's length: as everywhere in Vulkan, stay inside. To look for mistakes, open the runtime with
 // `direct_arrays(false)` (VKSVM_ARRAYS=0): then every access is translated and checked.
 //
@@ -73,6 +74,15 @@ struct VksvmLaunch {
 struct VksvmArray {
     uint64_t va;
     uint64_t device;
+    uint64_t bytes;
+};
+
+// Where an argument's pages lie on the device, for kernels that were rewritten: `bytes` from `va` on are at `device`, contiguous
+// and marked as used already. No bytes, if that is not so, and in variants other than the fast one.
+struct VksvmRun {
+    uint64_t va;
+    uint64_t bytes;
+    uint64_t device;
 };
 
 #ifdef VKSVM_ARGS
@@ -88,11 +98,7 @@ layout(push_constant, std430) uniform VksvmPush {
 
 layout(buffer_reference, scalar, buffer_reference_align = 64) buffer VksvmControl_ {
     layout(offset = VKSVM_CONTROL_QUEUE) uint64_t queue;
-    layout(offset = VKSVM_CONTROL_ZERO_FRAME) uint64_t zero_frame;
-    layout(offset = VKSVM_CONTROL_WRITE_SINK) uint64_t write_sink;
     layout(offset = VKSVM_CONTROL_LIST) uint64_t list;
-    layout(offset = VKSVM_CONTROL_REPLAY) uint64_t replay;
-    layout(offset = VKSVM_CONTROL_STORED) uint64_t stored;
     layout(offset = VKSVM_CONTROL_BOUNCE) uint64_t bounce;
     layout(offset = VKSVM_CONTROL_QUEUE_CAPACITY) uint queue_capacity;
     layout(offset = VKSVM_CONTROL_BOUNCE_BYTES) uint bounce_bytes;
@@ -118,7 +124,7 @@ layout(buffer_reference, scalar, buffer_reference_align = 32) buffer VksvmFault_
     layout(offset = VKSVM_FAULT_READY) uint ready;
 };
 
-layout(buffer_reference, scalar, buffer_reference_align = 8) buffer VksvmPte_ { uvec2 entry; };
+layout(buffer_reference, scalar, buffer_reference_align = 8) buffer VksvmPte_ { uint64_t entry; };
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer VksvmWord_ { uint value; };
 // A word that the host, or another workgroup, may change while the kernel runs.
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer VksvmLiveWord_ { volatile uint value; };
@@ -132,6 +138,8 @@ bool vksvm_poisoned_;
 // What a store asks of an entry to take the fast path. VKSVM_PTE_NEVER is in it while stores must be
 // looked at: in a probe, after poisoning, and until the first store has been put on record.
 uint vksvm_write_want_;
+// Fast variant: this invocation stored to real memory.
+bool vksvm_stored_;
 // Live mode: the epoch in which this invocation is counted, where each is counted on its own.
 uint vksvm_epoch_;
 // Live mode: translations since the last look at the epoch.
@@ -140,8 +148,13 @@ uint vksvm_hits_;
 #define VKSVM_READ_WANT_ (VKSVM_PTE_VALID | VKSVM_PTE_ACCESSED)
 #define VKSVM_WRITE_WANT_ (VKSVM_PTE_VALID | VKSVM_PTE_WRITABLE | VKSVM_PTE_ACCESSED | VKSVM_PTE_DIRTY)
 
+bool vksvm_is_fast_() { return (vksvm_variant_ & VKSVM_VARIANT_FAST) != 0u; }
 bool vksvm_is_live_() { return (vksvm_variant_ & VKSVM_VARIANT_LIVE) != 0u; }
 bool vksvm_is_lockstep_() { return (vksvm_variant_ & VKSVM_VARIANT_LOCKSTEP) != 0u; }
+
+// The words with this workgroup's bits: it must run again; it stored to real memory.
+uint64_t vksvm_replay_map_() { return vksvm_launch_.control + uint64_t(VKSVM_CONTROL_REPLAY_MAP + 4u * (vksvm_slot_ >> 5)); }
+uint64_t vksvm_stored_map_() { return vksvm_launch_.control + uint64_t(VKSVM_CONTROL_STORED_MAP + 4u * (vksvm_slot_ >> 5)); }
 
 // Live mode: the unit's words: its epoch (0 before it is counted in), whether it moved over, invocations that ended.
 uint64_t vksvm_unit_() { return VksvmControl_(vksvm_launch_.control).units + 16ul * vksvm_slot_; }
@@ -197,12 +210,11 @@ void vksvm_move_() {
     }
 }
 
-// Starts the kernel; call it first, in all invocations, and leave main() at once if it says false.
-bool vksvm_begin() {
+bool vksvm_start_() {
     vksvm_slot_ = gl_WorkGroupID.x + gl_WorkGroupID.y * gl_NumWorkGroups.x;
     if (vksvm_slot_ >= vksvm_launch_.count) return false;
     vksvm_workgroup_ = vksvm_launch_.first + vksvm_slot_;
-    if ((vksvm_launch_.flags & VKSVM_LAUNCH_LISTED) != 0u)
+    if (!vksvm_is_fast_() && (vksvm_launch_.flags & VKSVM_LAUNCH_LISTED) != 0u)
         vksvm_workgroup_ = VksvmWord_(VksvmControl_(vksvm_launch_.control).list + 4ul * vksvm_slot_).value;
     // Divisions are dear: where every invocation does little, they would be most of it.
     if ((vksvm_variant_ & VKSVM_VARIANT_LINEAR) != 0u) {
@@ -213,6 +225,7 @@ bool vksvm_begin() {
                                     rows / vksvm_launch_.grid_y);
     }
     vksvm_poisoned_ = false;
+    vksvm_stored_ = false;
     vksvm_write_want_ = VKSVM_WRITE_WANT_;
     if ((vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u || (vksvm_variant_ & VKSVM_VARIANT_IDEMPOTENT) == 0u)
         vksvm_write_want_ |= VKSVM_PTE_NEVER;
@@ -228,9 +241,16 @@ bool vksvm_begin() {
     return true;
 }
 
-// Ends the kernel: the last call of main(), by all invocations together, in no branch. An invocation that returns without it
-// keeps the host waiting for the end of the dispatch when it takes pages away, no more.
-void vksvm_end() {
+void vksvm_finish_() {
+    if (vksvm_is_fast_()) {
+        uint bit = 1u << (vksvm_slot_ & 31u);
+        if (vksvm_poisoned_) atomicOr(VksvmWord_(vksvm_replay_map_()).value, bit);
+        if ((vksvm_variant_ & (VKSVM_VARIANT_PROBE | VKSVM_VARIANT_IDEMPOTENT)) == 0u) {
+            // Looked at first: the others of the workgroup have stored too.
+            VksvmWord_ stored = VksvmWord_(vksvm_stored_map_());
+            if (vksvm_stored_ && (stored.value & bit) == 0u) atomicOr(stored.value, bit);
+        }
+    }
     if (vksvm_is_live_()) {
         if (!vksvm_is_lockstep_()) vksvm_leave_(vksvm_epoch_);
         else {
@@ -260,8 +280,9 @@ uvec3 vksvm_workgroup_id() { return vksvm_workgroup_id_; }
 bool vksvm_poison_() {
     vksvm_poisoned_ = true;
     vksvm_write_want_ |= VKSVM_PTE_NEVER;
+    if (vksvm_is_fast_()) return false;
     uint bit = 1u << (vksvm_slot_ & 31u);
-    VksvmWord_ word = VksvmWord_(VksvmControl_(vksvm_launch_.control).replay + 4ul * (vksvm_slot_ >> 5));
+    VksvmWord_ word = VksvmWord_(vksvm_replay_map_());
     // Looked at first: a workgroup misses many times, and its bit is never taken away while it runs.
     if ((word.value & bit) != 0u) return false;
     return (atomicOr(word.value, bit) & bit) == 0u;
@@ -291,7 +312,7 @@ bool vksvm_report_(uint64_t va, uint bytes, uint flags) {
     uint index;
     if (!vksvm_reserve_(index)) return false;
     if ((vksvm_variant_ & (VKSVM_VARIANT_PROBE | VKSVM_VARIANT_IDEMPOTENT)) == 0u) {
-        uint stored = VksvmWord_(control.stored + 4ul * (vksvm_slot_ >> 5)).value;
+        uint stored = VksvmWord_(vksvm_stored_map_()).value;
         if (((stored >> (vksvm_slot_ & 31u)) & 1u) != 0u) flags |= VKSVM_FAULT_AFTER_STORE;
     }
     VksvmFault_ fault = VksvmFault_(control.queue + uint64_t(index) * VKSVM_FAULT_SIZE);
@@ -310,20 +331,22 @@ bool vksvm_report_(uint64_t va, uint bytes, uint flags) {
 
 // Where a store goes that must not happen, and where a load comes from that cannot.
 uint64_t vksvm_sink_(uint64_t va, bool write) {
-    VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
-    return (write ? control.write_sink : control.zero_frame) + uint64_t(uint(va) & 0xFFFu);
+    return vksvm_launch_.control + uint64_t((write ? VKSVM_CONTROL_SINK : VKSVM_CONTROL_ZEROS) + (uint(va) & 0xFFFu));
 }
 
 // Whether a store may happen, with the workgroup's first one put on record (I6).
 bool vksvm_may_store_() {
     if (vksvm_poisoned_ || (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u) return false;
+    if (vksvm_is_fast_()) {
+        // The end puts it on record, and the host sees whether a neighbour was poisoned.
+        vksvm_stored_ = true;
+        return true;
+    }
     if ((vksvm_variant_ & VKSVM_VARIANT_IDEMPOTENT) == 0u && (vksvm_write_want_ & VKSVM_PTE_NEVER) != 0u) {
         // On record first, then look whether a neighbour was poisoned: one of the two sees the other.
-        VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
         uint bit = 1u << (vksvm_slot_ & 31u);
-        uint64_t word = 4ul * (vksvm_slot_ >> 5);
-        atomicOr(VksvmWord_(control.stored + word).value, bit);
-        if ((atomicOr(VksvmWord_(control.replay + word).value, 0u) & bit) != 0u) {
+        atomicOr(VksvmWord_(vksvm_stored_map_()).value, bit);
+        if ((atomicOr(VksvmWord_(vksvm_replay_map_()).value, 0u) & bit) != 0u) {
             vksvm_poison_();
             return false;
         }
@@ -423,15 +446,48 @@ uint64_t vksvm_translate_live_(uint64_t va, uint bytes, bool write) {
     return vksvm_sink_(va, write);
 }
 
+uint64_t vksvm_in_frame_(uint64_t entry, uint64_t va) {
+    uvec2 parts = unpackUint2x32(entry);
+    return packUint2x32(uvec2((parts.x & ~VKSVM_PTE_FLAGS) | (uint(va) & VKSVM_PTE_FLAGS), parts.y));
+}
+
+// Translates in the fast variant: a hit or a void invocation, and no more code than that. What the address waits for is kept short:
+// the table has a power of two of entries, so that nothing is compared before the load, and no function is called whose branches
+// compilers would keep. `entry` is the page's.
+uint64_t vksvm_translate_fast_(uint64_t va, bool write, out uint64_t entry) {
+    uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
+    uint64_t at = vksvm_launch_.table + 8ul * (page & uint64_t(vksvm_launch_.pages - 1u));
+    entry = VksvmPte_(at).entry;
+    uint need = write ? (VKSVM_PTE_VALID | VKSVM_PTE_WRITABLE) : VKSVM_PTE_VALID;
+    uint set = write ? (VKSVM_PTE_ACCESSED | VKSVM_PTE_DIRTY) : VKSVM_PTE_ACCESSED;
+    // A kernel that can be run again leaves setting them to the other variant. For others that would be a late fault where there
+    // is none.
+    bool again = (vksvm_variant_ & VKSVM_VARIANT_IDEMPOTENT) != 0u;
+    uint64_t want = uint64_t(again ? need | set : need);
+    bool hit = page < uint64_t(vksvm_launch_.pages) && (entry & want) == want;
+    vksvm_poisoned_ = vksvm_poisoned_ || !hit;
+    if (write) {
+        hit = !vksvm_poisoned_ && (vksvm_variant_ & VKSVM_VARIANT_PROBE) == 0u;
+        vksvm_stored_ = vksvm_stored_ || hit;
+    }
+    if (!again && (vksvm_variant_ & VKSVM_VARIANT_PROBE) == 0u && hit && (uint(entry) & set) != set)
+        atomicOr(VksvmWord_(at).value, set);
+    uint64_t start = hit ? entry & ~uint64_t(VKSVM_PTE_FLAGS) : vksvm_sink_(0ul, write);
+    return start + (va & uint64_t(VKSVM_PTE_FLAGS));
+}
+
 uint64_t vksvm_translate_(uint64_t va, uint bytes, uint want, bool write) {
     if ((vksvm_variant_ & VKSVM_VARIANT_COUNT) != 0u)
         atomicAdd(VksvmControl_(vksvm_launch_.control).translations, 1u);
+    if (vksvm_is_fast_()) {
+        uint64_t entry;
+        return vksvm_translate_fast_(va, write, entry);
+    }
     if (vksvm_is_live_()) return vksvm_translate_live_(va, bytes, write);
     uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
     if (page < uint64_t(vksvm_launch_.pages)) {
-        uvec2 entry = VksvmPte_(vksvm_launch_.table + 8ul * page).entry;
-        if ((entry.x & want) == want)
-            return packUint2x32(uvec2((entry.x & ~VKSVM_PTE_FLAGS) | (uint(va) & VKSVM_PTE_FLAGS), entry.y));
+        uint64_t entry = VksvmPte_(vksvm_launch_.table + 8ul * page).entry;
+        if ((uint(entry) & want) == want) return vksvm_in_frame_(entry, va);
     }
     return vksvm_slow_(va, bytes, write);
 }
@@ -456,8 +512,24 @@ uint64_t vksvm_array_read(VksvmArray array, uint64_t offset) {
 // Device address for storing, or for an atomic on, an aligned scalar or vector `offset` bytes into `array`.
 uint64_t vksvm_array_write(VksvmArray array, uint64_t offset) {
     if ((vksvm_variant_ & VKSVM_VARIANT_ARRAYS) == 0u) return vksvm_write(array.va + offset);
-    if ((vksvm_write_want_ & VKSVM_PTE_NEVER) != 0u && !vksvm_may_store_()) return vksvm_sink_(offset, true);
+    bool looks = vksvm_is_fast_() || (vksvm_write_want_ & VKSVM_PTE_NEVER) != 0u;
+    if (looks && !vksvm_may_store_()) return vksvm_sink_(offset, true);
     return array.device + offset;
+}
+
+// Device address for loading an aligned scalar, vector or structure at `va`, which most likely lies in `array`.
+uint64_t vksvm_near_read(VksvmArray array, uint64_t va) {
+    if ((vksvm_variant_ & VKSVM_VARIANT_ARRAYS) != 0u && va - array.va < array.bytes)
+        return array.device + (va - array.va);
+    return vksvm_read(va);
+}
+
+// Device address for storing, or for an atomic on, an aligned scalar, vector or structure at `va`, which most likely lies in
+// `array`; the host must have pushed that with write_array().
+uint64_t vksvm_near_write(VksvmArray array, uint64_t va) {
+    if ((vksvm_variant_ & VKSVM_VARIANT_ARRAYS) != 0u && va - array.va < array.bytes)
+        return vksvm_array_write(array, va - array.va);
+    return vksvm_write(va);
 }
 
 // A piece of the bounce arena whose address agrees with `va` modulo 16; 0 if it is used up, and then the
@@ -491,8 +563,31 @@ uint vksvm_unit_epoch_() {
     return vksvm_is_lockstep_() ? VksvmLiveWord_(vksvm_unit_()).value : vksvm_epoch_;
 }
 
+// vksvm_object_() in the fast variant.
+uint64_t vksvm_object_fast_(uint64_t va, uint bytes, bool write) {
+    uint head = VKSVM_PAGE_SIZE - (uint(va) & 0xFFFu);
+    bool straddles = bytes > head;
+    uint64_t entry;
+    uint64_t unused;
+    uint64_t first = vksvm_translate_fast_(va, write, entry);
+    uint64_t second = vksvm_translate_fast_(straddles ? va + head : va, write, unused);
+    if (!straddles) return first;
+    if ((uint(entry) & VKSVM_PTE_LAST) != 0u) vksvm_poison_();
+    if (vksvm_poisoned_) return vksvm_sink_(va, write);
+    if (second == first + head) return first;
+    if (write && (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u) return first;
+    // Copies are dear also where none is made. What can be run again is left to the other variant; all else would be a late fault.
+    uint64_t copy = 0ul;
+    if ((vksvm_variant_ & VKSVM_VARIANT_IDEMPOTENT) != 0u) vksvm_poison_();
+    else copy = vksvm_bounce_(va, bytes);
+    if (copy == 0ul) return vksvm_sink_(va, write);
+    vksvm_copy_straddling_(va, bytes, first, second, copy, false);
+    return copy;
+}
+
 // Translates an object that may straddle two pages.
 uint64_t vksvm_object_(uint64_t va, uint bytes, bool write) {
+    if (vksvm_is_fast_()) return vksvm_object_fast_(va, bytes, write);
     uint head = VKSVM_PAGE_SIZE - (uint(va) & 0xFFFu);
     bool straddles = bytes > head;
     // One call of the translation for both parts: compilers put every call's code in place.
@@ -542,6 +637,7 @@ uint64_t vksvm_begin_write(uint64_t va, uint bytes) {
 
 // Makes what was stored through vksvm_begin_write() part of the object.
 void vksvm_end_write(uint64_t va, uint bytes, uint64_t address) {
+    if (vksvm_is_fast_() && (vksvm_variant_ & VKSVM_VARIANT_IDEMPOTENT) != 0u) return;
     uint head = VKSVM_PAGE_SIZE - (uint(va) & 0xFFFu);
     if (bytes <= head) return;
     VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
@@ -560,6 +656,38 @@ void vksvm_end_write(uint64_t va, uint bytes, uint64_t address) {
     }
     vksvm_copy_straddling_(va, bytes, first, second, address, true);
 }
+
+// Fast variant: whether an object lies in a run; aligned ones of 0 bytes do not reach past their first.
+bool vksvm_in_run_(VksvmRun run, uint64_t va, uint bytes) {
+    uint64_t offset = va - run.va;
+    return vksvm_is_fast_() && offset < run.bytes && (bytes == 0u || run.bytes - offset >= uint64_t(bytes));
+}
+
+// As vksvm_object_(), or without `bytes` as vksvm_read() and vksvm_write(), for what most likely lies in a run: then it costs no load.
+uint64_t vksvm_run_read_(VksvmRun run, uint64_t va, uint bytes) {
+    if (vksvm_in_run_(run, va, bytes)) return run.device + (va - run.va);
+    return bytes == 0u ? vksvm_read(va) : vksvm_object_(va, bytes, false);
+}
+
+uint64_t vksvm_run_write_(VksvmRun run, uint64_t va, uint bytes) {
+    if (vksvm_in_run_(run, va, bytes)) return vksvm_may_store_() ? run.device + (va - run.va) : vksvm_sink_(va, true);
+    return bytes == 0u ? vksvm_write(va) : vksvm_object_(va, bytes, true);
+}
+
+// The shader's main() is called by the one that stands here, which runs the launch protocol around it, so that no way out of it is
+// forgotten. A shader may say where it begins and ends, `if (!vksvm_begin()) return;` and `vksvm_end();`, and need not.
+bool vksvm_begin() { return true; }
+void vksvm_end() {}
+#ifndef VKSVM_LIBRARY
+void vksvm_main_();
+void main() {
+    if (vksvm_start_()) {
+        vksvm_main_();
+        vksvm_finish_();
+    }
+}
+#define main vksvm_main_
+#endif
 
 // Typed short forms. `p` must be aligned to the type's size.
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer VksvmF32 { float value; };

@@ -44,21 +44,17 @@
 
 // Control block: one per device, in memory that the host reads and writes.
 #define VKSVM_CONTROL_QUEUE 0
-#define VKSVM_CONTROL_ZERO_FRAME 8
-#define VKSVM_CONTROL_WRITE_SINK 16
-#define VKSVM_CONTROL_LIST 24
-#define VKSVM_CONTROL_REPLAY 32
-#define VKSVM_CONTROL_STORED 40
-#define VKSVM_CONTROL_BOUNCE 48
-#define VKSVM_CONTROL_QUEUE_CAPACITY 56
-#define VKSVM_CONTROL_BOUNCE_BYTES 60
-#define VKSVM_CONTROL_KERNEL 64
+#define VKSVM_CONTROL_LIST 8
+#define VKSVM_CONTROL_BOUNCE 16
+#define VKSVM_CONTROL_QUEUE_CAPACITY 24
+#define VKSVM_CONTROL_BOUNCE_BYTES 28
+#define VKSVM_CONTROL_KERNEL 32
 // Live mode: how often an invocation looks for its page before it gives up.
-#define VKSVM_CONTROL_POLL_LIMIT 68
+#define VKSVM_CONTROL_POLL_LIMIT 36
 // Live mode: four words a slot: the unit's epoch, never 0, whether it moved over, and how many of its invocations have ended.
-#define VKSVM_CONTROL_UNITS 72
+#define VKSVM_CONTROL_UNITS 40
 // The launch's grid in z, in workgroups.
-#define VKSVM_CONTROL_GRID_Z 80
+#define VKSVM_CONTROL_GRID_Z 48
 // Counters, written by kernels, on a cache line of their own.
 #define VKSVM_CONTROL_QUEUE_HEAD 128
 #define VKSVM_CONTROL_BOUNCE_HEAD 132
@@ -70,6 +66,13 @@
 // Live mode: units counted in even and in odd epochs.
 #define VKSVM_CONTROL_COUNTS 256
 #define VKSVM_CONTROL_SIZE 320
+// Behind the control block, at fixed places, so that kernels need not load where they are: where loads come from that cannot be
+// made (zeros) and stores go that must not be, and the maps with a bit for each slot.
+#define VKSVM_CONTROL_ZEROS 4096
+#define VKSVM_CONTROL_SINK 12288
+#define VKSVM_CONTROL_REPLAY_MAP 20480
+#define VKSVM_CONTROL_STORED_MAP 53248
+#define VKSVM_CONTROL_AREA 86016
 
 // Fault queue entry.
 #define VKSVM_FAULT_ADDRESS 0
@@ -112,5 +115,8 @@
 #define VKSVM_VARIANT_ARRAYS 32
 // The grid is one workgroup high and deep.
 #define VKSVM_VARIANT_LINEAR 64
+// All is expected to be there: a miss is not reported, it only marks the workgroup for replay, when the invocation ends. The
+// dispatch is not listed.
+#define VKSVM_VARIANT_FAST 128
 
 #endif

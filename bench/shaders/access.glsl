@@ -23,6 +23,8 @@ layout(buffer_reference, scalar, buffer_reference_align = 4) buffer U32 { uint v
 #define ATOMIC(p) (p)
 #define READ_AT(array, offset) ((array) + (offset))
 #define WRITE_AT(array, offset) ((array) + (offset))
+#define START(array) (array)
+#define READ_NEAR(array, p) (p)
 
 #else
 
@@ -46,9 +48,13 @@ layout(buffer_reference, scalar, buffer_reference_align = 4) buffer U32 { uint v
 #ifdef ARRAYS
 #define READ_AT(array, offset) vksvm_array_read(array, offset)
 #define WRITE_AT(array, offset) vksvm_array_write(array, offset)
+#define START(array) (array).va
+#define READ_NEAR(array, p) vksvm_near_read(array, p)
 #else
 #define READ_AT(array, offset) vksvm_read((array) + (offset))
 #define WRITE_AT(array, offset) vksvm_write((array) + (offset))
+#define START(array) (array)
+#define READ_NEAR(array, p) vksvm_read(p)
 #endif
 
 #endif

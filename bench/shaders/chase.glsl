@@ -1,5 +1,5 @@
 // Every invocation follows links through nodes of 16 bytes and adds up what they hold.
-#define ARGS uint64_t heads; ARRAY result; uint n; uint hops;
+#define ARGS ARRAY heads; ARRAY result; uint n; uint hops;
 #include "access.glsl"
 layout(local_size_x = 64) in;
 
@@ -9,10 +9,10 @@ void main() {
     if (!BEGIN()) return;
     uint i = GLOBAL_ID.x;
     if (i < args.n) {
-        uint64_t p = args.heads + 16ul * i;
+        uint64_t p = START(args.heads) + 16ul * i;
         uint sum = 0u;
         for (uint hop = 0u; hop < args.hops && !POISONED(); hop++) {
-            Node node = Node(READ(p));
+            Node node = Node(READ_NEAR(args.heads, p));
             sum += node.value;
             p = node.next;
         }

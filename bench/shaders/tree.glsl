@@ -1,5 +1,5 @@
 // Every invocation looks a key up in a binary search tree of linked nodes.
-#define ARGS uint64_t root; ARRAY keys; ARRAY result; uint n; uint pad;
+#define ARGS uint64_t root; ARRAY nodes; ARRAY keys; ARRAY result; uint n; uint pad;
 #include "access.glsl"
 layout(local_size_x = 64) in;
 
@@ -18,7 +18,7 @@ void main() {
         uint64_t p = args.root;
         uint found = 0u;
         while (p != 0ul && !POISONED()) {
-            Node node = Node(READ(p));
+            Node node = Node(READ_NEAR(args.nodes, p));
             uint here = node.key;
             if (here == key) {
                 found = node.value;

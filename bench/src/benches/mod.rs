@@ -10,6 +10,7 @@ mod oversub;
 mod resident;
 mod scale;
 mod sparse;
+mod workloads;
 
 use crate::harness::Suite;
 use anyhow::Result;

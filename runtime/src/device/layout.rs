@@ -113,14 +113,34 @@ pub mod variant {
     pub const ARRAYS: u32 = define("VKSVM_VARIANT_ARRAYS");
     /// Missing pages are waited for inside the kernel.
     pub const LIVE: u32 = define("VKSVM_VARIANT_LIVE");
+    /// Misses are not reported: for dispatches in which all is expected to be there.
+    pub const FAST: u32 = define("VKSVM_VARIANT_FAST");
     /// Workgroups move over as one.
     pub const LOCKSTEP: u32 = define("VKSVM_VARIANT_LOCKSTEP");
 }
 
 /// Launch flag: workgroup ids come from the work list.
 pub const LAUNCH_LISTED: u32 = define("VKSVM_LAUNCH_LISTED");
+/// What lies behind the control block, by its offset from it.
+pub mod area {
+    use super::define;
+    /// [`SINK_BYTES`](super::SINK_BYTES) zeros.
+    pub const ZEROS: usize = define("VKSVM_CONTROL_ZEROS") as usize;
+    /// [`SINK_BYTES`](super::SINK_BYTES) that nobody reads.
+    pub const SINK: usize = define("VKSVM_CONTROL_SINK") as usize;
+    /// One bit a slot: the workgroup must run again.
+    pub const REPLAY_MAP: usize = define("VKSVM_CONTROL_REPLAY_MAP") as usize;
+    /// One bit a slot: the workgroup stored to real memory.
+    pub const STORED_MAP: usize = define("VKSVM_CONTROL_STORED_MAP") as usize;
+    /// Bytes of the control block and all behind it.
+    pub const BYTES: usize = define("VKSVM_CONTROL_AREA") as usize;
+    /// Slots that the maps have bits for.
+    pub const SLOTS: usize = 8 * (STORED_MAP - REPLAY_MAP);
+}
 /// Bytes of zero frame and of write sink.
 pub const SINK_BYTES: usize = define("VKSVM_SINK_BYTES") as usize;
+/// Bytes of a run: address on the CPU, length, address on the device.
+pub const RUN_BYTES: usize = 24;
 /// Bytes that the launch block takes of the push constants.
 pub const LAUNCH_BYTES: usize = size_of::<LaunchBlock>();
 
@@ -154,16 +174,8 @@ pub struct LaunchBlock {
 pub struct Control {
     /// The fault queue's entries.
     pub queue: DeviceAddress,
-    /// [`SINK_BYTES`] zeros.
-    pub zero_frame: DeviceAddress,
-    /// [`SINK_BYTES`] that nobody reads.
-    pub write_sink: DeviceAddress,
     /// The work list: linear workgroup ids, `u32`.
     pub list: DeviceAddress,
-    /// One bit a slot: the workgroup must run again.
-    pub replay: DeviceAddress,
-    /// One bit a slot: the workgroup stored to real memory.
-    pub stored: DeviceAddress,
     /// Copies of straddling objects.
     pub bounce: DeviceAddress,
     /// Entries the fault queue holds.
@@ -179,7 +191,7 @@ pub struct Control {
     /// The launch's grid in z, in workgroups.
     pub grid_z: u32,
     /// Up to the counters' cache line.
-    pub reserved: [u32; 11],
+    pub reserved: [u32; 19],
     /// Entries appended, also those that found no room.
     pub queue_head: u32,
     /// Bytes of the bounce arena handed out.
@@ -234,11 +246,7 @@ const _: () = {
     assert!(offset_of!(LaunchBlock, grid_y) == define("VKSVM_LAUNCH_GRID_Y") as usize);
     assert!(LAUNCH_BYTES == define("VKSVM_LAUNCH_SIZE") as usize);
     assert!(offset_of!(Control, queue) == define("VKSVM_CONTROL_QUEUE") as usize);
-    assert!(offset_of!(Control, zero_frame) == define("VKSVM_CONTROL_ZERO_FRAME") as usize);
-    assert!(offset_of!(Control, write_sink) == define("VKSVM_CONTROL_WRITE_SINK") as usize);
     assert!(offset_of!(Control, list) == define("VKSVM_CONTROL_LIST") as usize);
-    assert!(offset_of!(Control, replay) == define("VKSVM_CONTROL_REPLAY") as usize);
-    assert!(offset_of!(Control, stored) == define("VKSVM_CONTROL_STORED") as usize);
     assert!(offset_of!(Control, bounce) == define("VKSVM_CONTROL_BOUNCE") as usize);
     assert!(offset_of!(Control, queue_capacity) == define("VKSVM_CONTROL_QUEUE_CAPACITY") as usize);
     assert!(offset_of!(Control, bounce_bytes) == define("VKSVM_CONTROL_BOUNCE_BYTES") as usize);
@@ -255,6 +263,8 @@ const _: () = {
     assert!(offset_of!(Control, counts) == define("VKSVM_CONTROL_COUNTS") as usize);
     assert!(offset_of!(FaultEntry, ready) == define("VKSVM_FAULT_READY") as usize);
     assert!(size_of::<Control>() == define("VKSVM_CONTROL_SIZE") as usize);
+    assert!(size_of::<Control>() <= area::ZEROS && area::ZEROS + SINK_BYTES == area::SINK);
+    assert!(area::SINK + SINK_BYTES == area::REPLAY_MAP && area::STORED_MAP + area::SLOTS / 8 == area::BYTES);
     assert!(offset_of!(FaultEntry, address) == define("VKSVM_FAULT_ADDRESS") as usize);
     assert!(offset_of!(FaultEntry, bytes) == define("VKSVM_FAULT_BYTES") as usize);
     assert!(offset_of!(FaultEntry, flags) == define("VKSVM_FAULT_FLAGS") as usize);

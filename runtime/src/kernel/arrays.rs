@@ -11,6 +11,7 @@ use super::execute::{Executor, Job};
 use crate::addr::{Access, PageRange};
 use crate::mm::state::Placement;
 use crate::service::{DeviceMirror, GateGuard, PageFault};
+use std::mem::offset_of;
 
 /// An array among a launch's arguments.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +26,17 @@ pub(crate) struct ArrayArgument {
     pub(crate) access: Access,
 }
 
-/// Bytes from a `VksvmArray`'s start to its device address.
-const DEVICE: usize = 8;
+/// A `VksvmArray`.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub(crate) struct ArrayBlock {
+    /// Address on the CPU.
+    pub(crate) va: u64,
+    /// Address on the device, filled in where the array qualifies.
+    pub(crate) device: u64,
+    /// Length.
+    pub(crate) bytes: u64,
+}
 
 /// Fills device addresses in. False, with nothing of use filled in, if an array does not qualify.
 pub(super) fn resolve(
@@ -38,7 +48,7 @@ pub(super) fn resolve(
     for array in arrays {
         let Some(start) = mirror.contiguous(gate, array.pages, array.access) else { return false };
         let address = start.0 + array.skew;
-        arguments[array.at + DEVICE..][..8].copy_from_slice(&address.to_ne_bytes());
+        arguments[array.at + offset_of!(ArrayBlock, device)..][..8].copy_from_slice(&address.to_ne_bytes());
     }
     // The kernel sets no bits where it does not translate: all that it may use counts as used.
     arrays.iter().for_each(|array| mirror.mark_used(gate, array.pages, array.access));

@@ -20,8 +20,9 @@
 use super::KernelModule;
 use super::arrays::{self, ArrayArgument};
 use super::error::{FaultReason, KernelFault, LaunchError};
+use super::fast::PointerArgument;
 use crate::addr::{Access, PAGE_SIZE, PageIndex, PageRange, VirtAddr};
-use crate::device::layout::{Control, FaultEntry, LAUNCH_LISTED, LaunchBlock, fault_flags, variant};
+use crate::device::layout::{Control, FaultEntry, LAUNCH_LISTED, LaunchBlock, area, fault_flags, variant};
 use crate::device::{DeviceError, Dispatch, FaultQueue, LiveUnit, SharedMemory, SharedUse};
 use crate::hmm::Mirror;
 use crate::mm::heap::Heap;
@@ -33,12 +34,14 @@ use crate::service::{DeviceMirror, PageFault, Service};
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use hashbrown::HashSet;
 use std::mem::offset_of;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Most workgroups of one slice: bounds the work list and the replay map.
 const MAX_SLICE: u32 = 1 << 18;
+const _: () = assert!(MAX_SLICE as usize == area::SLOTS);
 /// How long a dispatch should take at most; slices adapt to it.
 const SLICE_TIME: Duration = Duration::from_millis(20);
 /// Copies of straddling objects, per dispatch.
@@ -61,6 +64,7 @@ pub(crate) struct Job {
     pub(crate) arrays: Vec<ArrayArgument>,
     /// What the launch was given by reference.
     pub(crate) spans: Vec<(PageRange, Access)>,
+    pub(crate) places: Vec<PointerArgument>,
     pub(crate) done: Sender<Result<LaunchReport, LaunchError>>,
 }
 
@@ -131,8 +135,6 @@ pub(crate) struct Executor {
     pub(super) options: ExecutorOptions,
     pub(super) queue: FaultQueue,
     list: Box<dyn SharedMemory>,
-    replay: Box<dyn SharedMemory>,
-    stored: Box<dyn SharedMemory>,
     pub(super) units: Box<dyn SharedMemory>,
     // Kept alive for the control block, which points to it.
     _bounce: Box<dyn SharedMemory>,
@@ -191,18 +193,12 @@ impl Executor {
         let device = mirror.device().clone();
         let queue = FaultQueue::new(device.as_ref(), options.queue_capacity)?;
         let list = device.shared_memory(MAX_SLICE as usize * 4, SharedUse::HostWrites)?;
-        let replay = device.shared_memory(MAX_SLICE as usize / 8, SharedUse::HostReads)?;
-        let stored = device.shared_memory(MAX_SLICE as usize / 8, SharedUse::HostReads)?;
         let bounce = device.shared_memory(BOUNCE_BYTES as usize, SharedUse::HostReads)?;
         let units = device
             .shared_memory(if options.live.is_some() { MAX_SLICE as usize * 16 } else { 64 }, SharedUse::HostReads)?;
         let block = Control {
             queue: queue.address(),
-            zero_frame: mirror.zero_frame(),
-            write_sink: mirror.write_sink(),
             list: list.address(),
-            replay: replay.address(),
-            stored: stored.address(),
             bounce: bounce.address(),
             queue_capacity: queue.capacity(),
             bounce_bytes: BOUNCE_BYTES,
@@ -222,8 +218,6 @@ impl Executor {
             options,
             queue,
             list,
-            replay,
-            stored,
             units,
             _bounce: bounce,
             slice: 1 << 14,
@@ -359,9 +353,10 @@ impl Executor {
         let mut harvested = false;
         // Live waiting is tried once; what gives up is replayed.
         let mut waited = false;
+        // Nothing of the list has missed yet.
+        let mut fresh = true;
         self.seen.clear();
         loop {
-            let left = list.len();
             // Held while CPU faults are kept off.
             let space = self.space.clone();
             let exclusive = (fruitless > PATIENCE).then(|| space.hold_cpu_faults());
@@ -369,6 +364,13 @@ impl Executor {
             // Arrays stay where they are while the gate is closed, which live passes leave open.
             let may_wait = !self.passes_arrays(job) && !std::mem::replace(&mut waited, true);
             let live = self.options.live.filter(|_| may_wait);
+            if live.is_none() && fruitless == 0 && self.expects_hits(job, &list) {
+                match self.fast_pass(job, list)? {
+                    Some(missed) => list = missed,
+                    None => return Ok(Attempt::Done),
+                }
+            }
+            let left = list.len();
             let pass = if let Some(unit) = live {
                 self.live_pass(job, &list, unit)?
             } else if job.idempotent {
@@ -380,8 +382,10 @@ impl Executor {
                 self.service.trace_uses();
             }
             if pass.replay.is_empty() {
+                job.kernel.hits.store(fresh, Ordering::Relaxed);
                 return Ok(Attempt::Done);
             }
+            fresh = false;
             let shrank = (pass.replay.len() as u32) < left;
             list = WorkList::Ids(pass.replay);
             let short = self.serve(job, pass.late)?;
@@ -417,7 +421,7 @@ impl Executor {
         self.dispatch(job, list, 0, &gate)
     }
 
-    fn pass(&mut self, job: &Job, list: &WorkList, bits: u32) -> Result<Pass, LaunchError> {
+    pub(super) fn pass(&mut self, job: &Job, list: &WorkList, bits: u32) -> Result<Pass, LaunchError> {
         let mirror = self.mirror.clone();
         let gate = mirror.close_gate();
         self.dispatch(job, list, bits, &gate)
@@ -431,7 +435,7 @@ impl Executor {
     }
 
     /// One dispatch of a list, with the gate closed. Drains the queue into `self.entries`.
-    fn dispatch(
+    pub(super) fn dispatch(
         &mut self,
         job: &Job,
         list: &WorkList,
@@ -443,6 +447,9 @@ impl Executor {
         let arguments = &mut prepared.push[size_of::<LaunchBlock>()..];
         if self.passes_arrays(job) && arrays::resolve(&self.mirror, gate, &job.arrays, arguments) {
             bits |= variant::ARRAYS;
+        }
+        if bits & variant::FAST != 0 {
+            self.place_runs(job, gate, &mut prepared.push);
         }
         let dispatch = Dispatch { kernel: &job.kernel, variant: bits, push: &prepared.push, groups: prepared.groups };
         let time = match self.mirror.device().run(&dispatch) {
@@ -464,6 +471,12 @@ impl Executor {
         Ok(self.finish(list, bits, time))
     }
 
+    /// A map with a bit for each slot, by its offset from the control block.
+    fn map(&self, offset: usize) -> NonNull<u32> {
+        // SAFETY: the offset is one of `area`, inside the control block's memory.
+        unsafe { self.mirror.epochs().control().host().add(offset) }.cast()
+    }
+
     /// Writes the work list and clears the maps and counters for a dispatch of `list`.
     pub(super) fn prepare(
         &mut self,
@@ -473,6 +486,7 @@ impl Executor {
     ) -> Result<Prepared, LaunchError> {
         let count = list.len();
         let (table, pages) = self.mirror.table(gate).map_err(|error| self.device_failed(job, error))?;
+        debug_assert!(pages.is_power_of_two(), "kernels mask page numbers");
         let mut block = LaunchBlock {
             control: self.mirror.epochs().control().address(),
             heap_base: self.space.home().views.addr_of(PageIndex(0)).0,
@@ -492,9 +506,9 @@ impl Executor {
                 unsafe { self.list.host().cast::<u32>().as_ptr().copy_from_nonoverlapping(ids.as_ptr(), ids.len()) };
             }
         }
-        for map in [&self.replay, &self.stored] {
+        for map in [area::REPLAY_MAP, area::STORED_MAP] {
             // SAFETY: the maps have a bit for each of MAX_SLICE slots; no dispatch is in flight.
-            unsafe { map.host().write_bytes(0, map_words(count) * 4) };
+            unsafe { self.map(map).write_bytes(0, map_words(count)) };
         }
         let epochs = self.mirror.epochs();
         epochs.word(offset_of!(Control, queue_head)).store(0, Ordering::Relaxed);
@@ -503,6 +517,7 @@ impl Executor {
         epochs.word(offset_of!(Control, kernel)).store(job.kernel.id, Ordering::Release);
         let mut push = bytemuck::bytes_of(&block).to_vec();
         push.extend_from_slice(&job.arguments);
+        push.resize(job.kernel.push_bytes(), 0);
         let limit = self.mirror.device().info().dispatch[0].min(1 << 15);
         let groups = if count <= limit { [count, 1] } else { [limit, count.div_ceil(limit)] };
         Ok(Prepared { push, groups })
@@ -519,9 +534,8 @@ impl Executor {
         let mut pass = Pass { replay: Vec::new(), late: None, bounce_full: bounced > BOUNCE_BYTES };
         for word in 0..map_words(list.len()) {
             // SAFETY: in bounds as in `prepare`; the dispatch is done.
-            let (replay, stored) = unsafe {
-                (self.replay.host().cast::<u32>().add(word).read(), self.stored.host().cast::<u32>().add(word).read())
-            };
+            let (replay, stored) =
+                unsafe { (self.map(area::REPLAY_MAP).add(word).read(), self.map(area::STORED_MAP).add(word).read()) };
             if bits & variant::IDEMPOTENT == 0 && replay & stored != 0 {
                 pass.late = Some(list.id(word as u32 * 32 + (replay & stored).trailing_zeros()));
             }

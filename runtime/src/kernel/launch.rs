@@ -1,9 +1,10 @@
 //! Launching kernels: arguments, borrows, waiting.
 
 use super::KernelModule;
-use super::arrays::ArrayArgument;
+use super::arrays::{ArrayArgument, ArrayBlock};
 use super::error::LaunchError;
 use super::execute::{Job, LaunchReport};
+use super::fast::PointerArgument;
 use crate::addr::{Access, PageRange, VirtAddr};
 use crate::svm::Inner;
 use crossbeam_channel::Receiver;
@@ -51,6 +52,7 @@ impl Kernel {
             pointers: Vec::new(),
             arrays: Vec::new(),
             spans: Vec::new(),
+            places: Vec::new(),
             count: 0,
         }
     }
@@ -74,21 +76,21 @@ pub struct Launch<'a> {
     arrays: Vec<(usize, VirtAddr, usize, Access)>,
     /// What the launch was given by reference: start, bytes, access.
     spans: Vec<(VirtAddr, usize, Access)>,
+    /// Of pointers: offset among the arguments, start, bytes if they are known.
+    places: Vec<(usize, VirtAddr, usize)>,
     count: usize,
 }
 
 impl<'a> Launch<'a> {
     /// Pushes a pointer to an object that the kernel reads. A slice of no elements is passed as a null pointer.
-    pub fn read<T: ?Sized>(mut self, object: &'a T) -> Self {
-        self.spans.push((VirtAddr::of(object), size_of_val(object), Access::Read));
-        self.push_pointer(VirtAddr::of(object), size_of_val(object) == 0)
+    pub fn read<T: ?Sized>(self, object: &'a T) -> Self {
+        self.push_object(VirtAddr::of(object), size_of_val(object), Access::Read)
     }
 
     /// Pushes a pointer to an object that the kernel reads and writes. A slice of no elements is passed as a null pointer.
-    pub fn write<T: ?Sized>(mut self, object: &'a mut T) -> Self {
-        let empty = size_of_val(object) == 0;
-        self.spans.push((VirtAddr::of(object), size_of_val(object), Access::Write));
-        self.push_pointer(VirtAddr::of(object), empty)
+    pub fn write<T: ?Sized>(self, object: &'a mut T) -> Self {
+        let bytes = size_of_val(object);
+        self.push_object(VirtAddr::of(object), bytes, Access::Write)
     }
 
     /// Pushes an array that the kernel reads, as a `VksvmArray`. It is brought to the device whole before the kernel starts, and where its
@@ -117,20 +119,30 @@ impl<'a> Launch<'a> {
         self
     }
 
+    fn push_object(mut self, address: VirtAddr, bytes: usize, access: Access) -> Self {
+        self.spans.push((address, bytes, access));
+        let mut launch = self.push_pointer(address, bytes == 0);
+        if let Some(place) = launch.places.last_mut().filter(|_| bytes > 0) {
+            place.2 = bytes;
+        }
+        launch
+    }
+
     fn push_pointer(mut self, address: VirtAddr, null: bool) -> Self {
         if null {
             self.push(&0u64.to_ne_bytes(), 8);
         } else {
             self.pointers.push((self.count, address));
             self.push(&address.0.to_ne_bytes(), 8);
+            self.places.push((self.arguments.len() - size_of::<u64>(), address, 0));
         }
         self
     }
 
     fn push_array(mut self, start: VirtAddr, bytes: usize, access: Access) -> Self {
-        let mut value = [0u64; 2];
+        let mut value = ArrayBlock { va: 0, device: 0, bytes: bytes as u64 };
         if bytes > 0 {
-            value[0] = start.0;
+            value.va = start.0;
             self.pointers.push((self.count, start));
         }
         self.push(bytemuck::bytes_of(&value), 8);
@@ -219,6 +231,18 @@ impl<'a> Launch<'a> {
             Some((PageRange::new(views.page_of(start)?, last.plus(1)), access))
         });
         let spans = spans.collect();
+        let vmas = self.kernel.inner.space.vmas().read();
+        let places = self.places.iter().filter_map(|&(at, address, bytes)| {
+            let page = views.page_of(address)?;
+            // What a bare pointer leads to most likely lies around it.
+            let pages = match bytes.checked_sub(1) {
+                Some(more) => PageRange::new(page, views.page_of(VirtAddr(address.0 + more as u64))?.plus(1)),
+                None => vmas.find(page)?.range,
+            };
+            Some(PointerArgument { at, address, page, pages })
+        });
+        let places = places.collect();
+        drop(vmas);
         let (sender, done) = crossbeam_channel::bounded(1);
         let job = Job {
             kernel: self.kernel.module.clone(),
@@ -227,6 +251,7 @@ impl<'a> Launch<'a> {
             arguments: self.arguments,
             arrays,
             spans,
+            places,
             done: sender,
         };
         self.kernel.inner.send(job).map_err(|()| LaunchError::Stopped { kernel: self.kernel.module.name.clone() })?;

@@ -4,6 +4,7 @@
 mod arrays;
 mod error;
 pub(crate) mod execute;
+mod fast;
 mod launch;
 mod live;
 mod parts;
@@ -16,13 +17,13 @@ pub use execute::LaunchReport;
 pub use launch::{Kernel, Launch, Pending, Scope};
 pub use reflect::KernelError;
 
-use crate::device::layout::LAUNCH_BYTES;
+use crate::device::layout::{LAUNCH_BYTES, RUN_BYTES};
 use crate::device::soft::SoftFunction;
-use rewrite::{RewriteError, RewriteStats};
+use rewrite::{RewriteError, RewriteStats, Runs};
 use std::ffi::CString;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// What a kernel is made of. A device runs one of the two and refuses the other.
 #[derive(Clone)]
@@ -60,18 +61,25 @@ pub struct KernelModule {
     pub local_size: [u32; 3],
     /// Bytes of arguments after the launch block.
     pub argument_bytes: usize,
+    /// Whether it last found all that it used on the device: then fast passes pay.
+    pub(crate) hits: AtomicBool,
+    /// What it wants to know of its arguments.
+    pub(crate) runs: Runs,
     /// What rewriting did, if the module came without the include.
     pub rewritten: Option<RewriteStats>,
 }
 
 impl KernelModule {
-    /// Reads and checks a module; one that was compiled without the include is rewritten.
-    pub fn new(name: &str, spirv: &[u8]) -> Result<Self, KernelError> {
+    /// Reads and checks a module for a device with `push_bytes` of push constants; one that was compiled without the include is
+    /// rewritten.
+    pub fn new(name: &str, spirv: &[u8], push_bytes: usize) -> Result<Self, KernelError> {
         let mut rewritten = None;
+        let mut runs = Runs::default();
         let reflected = match reflect::reflect(name, spirv) {
-            Err(without @ KernelError::WithoutInclude { .. }) => match rewrite::rewrite(spirv) {
+            Err(without @ KernelError::WithoutInclude { .. }) => match rewrite::rewrite_within(spirv, push_bytes) {
                 Ok(plain) => {
                     rewritten = Some(plain.stats);
+                    runs = plain.runs;
                     reflect::reflect(name, bytemuck::cast_slice(&plain.words))
                 }
                 Err(RewriteError::NoPointers(_)) => Err(without),
@@ -80,8 +88,9 @@ impl KernelModule {
             reflected => reflected,
         }?;
         let code = Code::Spirv { words: reflected.words, entry_point: reflected.entry_point };
-        let module = Self::with_code(name, code, reflected.local_size, reflected.push_bytes - LAUNCH_BYTES);
-        Ok(Self { rewritten, ..module })
+        let arguments = if runs.of.is_empty() { reflected.push_bytes - LAUNCH_BYTES } else { runs.arguments };
+        let module = Self::with_code(name, code, reflected.local_size, arguments);
+        Ok(Self { rewritten, runs, ..module })
     }
 
     /// A kernel that is a Rust function.
@@ -97,8 +106,16 @@ impl KernelModule {
             code,
             local_size,
             argument_bytes,
+            hits: AtomicBool::new(false),
+            runs: Runs::default(),
             rewritten: None,
         }
+    }
+
+    /// Bytes of its push constants.
+    pub fn push_bytes(&self) -> usize {
+        let runs = if self.runs.of.is_empty() { self.argument_bytes } else { self.runs.offset() };
+        LAUNCH_BYTES + runs + RUN_BYTES * self.runs.of.len()
     }
 
     /// Invocations of a workgroup.

@@ -16,7 +16,7 @@
 //! look tells. Two counts suffice, by parity, because shootdowns are serialised by the mirror's update lock and each ends with the old
 //! count at zero. The wait ends too when the dispatch has ended, which covers units that left without counting themselves out.
 
-use crate::device::layout::Control;
+use crate::device::layout::{Control, area};
 use crate::device::{Device, DeviceError, SharedMemory, SharedUse};
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 /// Spins before a waiting shootdown asks whether the dispatch has ended.
 const SPINS: u32 = 2_000;
 
-/// A device's control block, and the epochs kept in it.
+/// A device's control block with what lies behind it, and the epochs kept in it.
 pub struct Epochs {
     control: Box<dyn SharedMemory>,
     /// A live dispatch is, or is about to be, in flight. Changed under the update lock.
@@ -35,7 +35,7 @@ pub struct Epochs {
 
 impl Epochs {
     pub(super) fn new(device: &dyn Device) -> Result<Self, DeviceError> {
-        let control = device.shared_memory(size_of::<Control>(), SharedUse::HostReads)?;
+        let control = device.shared_memory(area::BYTES, SharedUse::HostReads)?;
         Ok(Self { control, running: AtomicBool::new(false), shootdowns: AtomicU64::new(0) })
     }
 

@@ -14,7 +14,7 @@ use super::budget::Budget;
 use super::epochs::Epochs;
 use super::windows::Windows;
 use crate::addr::{Access, DeviceAddress, PAGE_SHIFT, PAGE_SIZE, PageIndex, PageRange};
-use crate::device::layout::{SINK_BYTES, pte};
+use crate::device::layout::pte;
 use crate::device::{Device, DeviceError, FramePool, PageCopy, PageTable, SharedMemory, SharedUse, frame_of};
 use crate::hmm::{Blocking, Event, InvalidateInfo, MirrorOps, OwnerId, PageEntry, PageWalk, Walked, WouldBlock};
 use crate::mm::pages::{DeviceNumber, PageState};
@@ -53,7 +53,7 @@ pub struct DeviceMirror {
     pub(super) resized: AtomicU64,
     /// Pages that dispatches used, one list each, where that is asked for. A leaf.
     pub(crate) trace: Mutex<Vec<Vec<PageIndex>>>,
-    sinks: Box<dyn SharedMemory>,
+    zeros: Box<dyn SharedMemory>,
     pub(super) epochs: Epochs,
 }
 
@@ -80,8 +80,7 @@ impl DeviceMirror {
         number: DeviceNumber,
         frame_limit: u32,
     ) -> Result<Self, DeviceError> {
-        // The first frame-sized part is read as zeros, the second takes stores that must vanish.
-        let sinks = device.shared_memory(3 * SINK_BYTES, SharedUse::HostWrites)?;
+        let zeros = device.shared_memory(2 * PAGE_SIZE, SharedUse::HostWrites)?;
         let epochs = Epochs::new(device.as_ref())?;
         let table = PageTable::new(device.as_ref(), home.views.grown().next_power_of_two().max(1024))?;
         Ok(Self {
@@ -103,7 +102,7 @@ impl DeviceMirror {
             budget: Budget::new(frame_limit),
             resized: AtomicU64::new(0),
             trace: Mutex::default(),
-            sinks,
+            zeros,
             epochs,
         })
     }
@@ -125,12 +124,7 @@ impl DeviceMirror {
 
     /// A page-aligned run of zeros.
     pub fn zero_frame(&self) -> DeviceAddress {
-        DeviceAddress(self.sinks.address().0.next_multiple_of(PAGE_SIZE as u64))
-    }
-
-    /// Where stores go that must vanish.
-    pub fn write_sink(&self) -> DeviceAddress {
-        self.zero_frame().plus(SINK_BYTES as u64)
+        DeviceAddress(self.zeros.address().0.next_multiple_of(PAGE_SIZE as u64))
     }
 
     /// The device's control block and the epochs in it.
@@ -185,10 +179,39 @@ impl DeviceMirror {
         fits.then_some(start)
     }
 
+    /// The longest run of pages in `within` around `at` that kernels need not translate: mapped for `access`, in contiguous frames, and
+    /// marked already with what that access would set; and where it starts on the device. Holds while the gate is held.
+    pub(crate) fn run_around(
+        &self,
+        _gate: &GateGuard<'_>,
+        within: PageRange,
+        at: PageIndex,
+        access: Access,
+    ) -> Option<(PageRange, DeviceAddress)> {
+        let state = self.update.lock();
+        let within = state.table.clip(within);
+        let want = wanted_flags(access) | used_flags(access);
+        let frame = |page: PageIndex| {
+            let entry = within.contains(page).then(|| state.table.load(page))?;
+            (entry & want == want).then(|| frame_of(entry).0)
+        };
+        let (mut range, mut start) = (PageRange::single(at), frame(at)?);
+        let mut last = start;
+        while let Some(before) = range.start.0.checked_sub(1).map(PageIndex)
+            && frame(before) == Some(start - PAGE_SIZE as u64)
+        {
+            (range.start, start) = (before, start - PAGE_SIZE as u64);
+        }
+        while frame(range.end) == Some(last + PAGE_SIZE as u64) {
+            (range.end, last) = (range.end.plus(1), last + PAGE_SIZE as u64);
+        }
+        Some((range, DeviceAddress(start)))
+    }
+
     /// Sets accessed, and dirty for writing, on pages that a dispatch uses without translating.
     pub(crate) fn mark_used(&self, _gate: &GateGuard<'_>, pages: PageRange, access: Access) {
         let state = self.update.lock();
-        let used = if access == Access::Write { pte::ACCESSED | pte::DIRTY } else { pte::ACCESSED };
+        let used = used_flags(access);
         for page in pages.iter().filter(|&page| state.table.load(page) & used != used) {
             state.table.set_flags(page, used);
         }
@@ -417,6 +440,11 @@ impl MirrorOps for DeviceMirror {
 }
 
 /// What an entry must have for an access.
+/// The flags that a kernel sets for an access.
+fn used_flags(access: Access) -> u64 {
+    if access == Access::Write { pte::ACCESSED | pte::DIRTY } else { pte::ACCESSED }
+}
+
 fn wanted_flags(access: Access) -> u64 {
     if access == Access::Write { pte::VALID | pte::WRITABLE } else { pte::VALID }
 }

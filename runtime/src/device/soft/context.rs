@@ -8,7 +8,7 @@
 use super::memory;
 use super::run::Work;
 use crate::addr::{DeviceAddress, PAGE_SHIFT, PAGE_SIZE};
-use crate::device::layout::{Control, FaultEntry, LAUNCH_LISTED, fault_flags, pte, variant};
+use crate::device::layout::{Control, FaultEntry, LAUNCH_LISTED, area, fault_flags, pte, variant};
 use bytemuck::Pod;
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -267,8 +267,8 @@ impl<'a> SoftContext<'a> {
         if !self.idempotent() && self.write_want & NEVER != 0 {
             // On record first, then look whether a neighbour was poisoned: one of the two sees the other.
             let bit = 1 << (self.slot & 31);
-            self.map_word(self.work.control.stored).fetch_or(bit, Ordering::SeqCst);
-            if self.map_word(self.work.control.replay).fetch_or(0, Ordering::SeqCst) & bit != 0 {
+            self.map_word(area::STORED_MAP).fetch_or(bit, Ordering::SeqCst);
+            if self.map_word(area::REPLAY_MAP).fetch_or(0, Ordering::SeqCst) & bit != 0 {
                 self.poison();
                 return false;
             }
@@ -282,7 +282,7 @@ impl<'a> SoftContext<'a> {
         self.poisoned = true;
         self.write_want |= NEVER;
         let bit = 1 << (self.slot & 31);
-        self.map_word(self.work.control.replay).fetch_or(bit, Ordering::SeqCst) & bit == 0
+        self.map_word(area::REPLAY_MAP).fetch_or(bit, Ordering::SeqCst) & bit == 0
     }
 
     /// `vksvm_report_`: false if the queue is full.
@@ -293,7 +293,7 @@ impl<'a> SoftContext<'a> {
             return false;
         }
         if !self.probing() && !self.idempotent() {
-            let stored = self.map_word(control.stored).load(Ordering::SeqCst);
+            let stored = self.map_word(area::STORED_MAP).load(Ordering::SeqCst);
             if stored >> (self.slot & 31) & 1 != 0 {
                 flags |= fault_flags::AFTER_STORE;
             }
@@ -315,8 +315,8 @@ impl<'a> SoftContext<'a> {
 
     /// `vksvm_sink_`.
     fn sink(&self, va: u64, write: bool) -> DeviceAddress {
-        let control = &self.work.control;
-        (if write { control.write_sink } else { control.zero_frame }).plus(u64::from(offset(va)))
+        let sink = if write { area::SINK } else { area::ZEROS };
+        self.work.launch.control.plus(sink as u64 + u64::from(offset(va)))
     }
 
     fn probing(&self) -> bool {
@@ -336,9 +336,10 @@ impl<'a> SoftContext<'a> {
     }
 
     /// The word of a map (replay, stored) that holds this slot's bit.
-    fn map_word(&self, map: DeviceAddress) -> &'a AtomicU32 {
+    fn map_word(&self, map: usize) -> &'a AtomicU32 {
+        let at = self.work.launch.control.plus(map as u64 + 4 * u64::from(self.slot >> 5));
         // SAFETY: the maps have a bit for every slot of a dispatch and stay while it runs.
-        unsafe { memory::word(map.plus(4 * u64::from(self.slot >> 5))) }
+        unsafe { memory::word(at) }
     }
 
     /// A counter of the control block.

@@ -96,7 +96,7 @@ impl Pipelines {
             &kernel.name,
             words,
             entry_point,
-            crate::device::layout::LAUNCH_BYTES + kernel.argument_bytes,
+            kernel.push_bytes(),
             Some(variant_bits),
         )?);
         Ok(self.0.lock().entry((kernel.id, variant_bits)).or_insert(pipeline).clone())

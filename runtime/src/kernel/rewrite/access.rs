@@ -16,6 +16,7 @@ use super::error::RewriteError;
 use super::group::{self, Addresses, Group};
 use super::layout::{Layouts, MatrixLayout};
 use super::link::Linked;
+use super::runs::Runs;
 use super::stats::RewriteStats;
 use rspirv::dr::{Instruction, Operand};
 use rspirv::spirv::{MemoryAccess, Op, StorageClass, Word};
@@ -125,6 +126,16 @@ pub(super) fn is_atomic(opcode: Op) -> bool {
     )
 }
 
+/// The translation that looks at a run first.
+fn run_variant(function: &str) -> &str {
+    match function {
+        "link_read" => "link_run_read",
+        "link_read_object" => "link_run_read_object",
+        "link_begin_write" => "link_run_begin_write",
+        _ => "link_run_write",
+    }
+}
+
 /// A pointer to an object, and what is known of it.
 #[derive(Clone, Copy)]
 struct Place {
@@ -135,6 +146,8 @@ struct Place {
     align: u32,
     /// How the matrix lies that this is, or that this is a column of.
     matrix: Option<MatrixLayout>,
+    /// The run that it most likely lies in.
+    run: Option<usize>,
 }
 
 /// How a place is accessed.
@@ -154,6 +167,8 @@ pub(super) struct Translator<'a> {
     pub(super) addresses: &'a Addresses<'a>,
     /// Matrix layouts of pointers into structures, by pointer.
     pub(super) matrices: &'a HashMap<Word, MatrixLayout>,
+    /// Runs of the arguments.
+    pub(super) runs: &'a Runs,
     /// Parts made of the instruction at hand.
     pub(super) parts: u32,
 }
@@ -207,7 +222,8 @@ impl Translator<'_> {
             .scalar(self.code, pointee, 0)
             .ok_or_else(|| self.code.unsupported(instruction, "what it accesses has no layout in memory"))?;
         let align = align.filter(|align| align.is_power_of_two()).unwrap_or(1).max(scalar);
-        Ok(Place { pointer, ty, pointee, align, matrix: self.matrices.get(&pointer).copied() })
+        let matrix = self.matrices.get(&pointer).copied();
+        Ok(Place { pointer, ty, pointee, align, matrix, run: self.runs.of_pointer(pointer) })
     }
 
     fn emit(&mut self, out: &mut Vec<Instruction>, opcode: Op, ty: Word, operands: Vec<Operand>) -> Word {
@@ -221,6 +237,30 @@ impl Translator<'_> {
         self.emit(out, Op::ConvertPtrToU, ulong, vec![Operand::IdRef(pointer)])
     }
 
+    /// Calls a translation of the library, the one for runs if there is one.
+    fn call(
+        &mut self,
+        out: &mut Vec<Instruction>,
+        function: &str,
+        address: Word,
+        bytes: Option<u32>,
+        run: Option<usize>,
+    ) -> Result<Word, RewriteError> {
+        self.stats.translations += 1;
+        let ulong = self.code.uint(64);
+        let bytes = bytes.map(|bytes| self.code.constant(bytes));
+        let (function, run) = match run {
+            Some(run) => {
+                self.stats.runs += 1;
+                (run_variant(function), Some(Runs::load(self.code, self.linked, run, out)))
+            }
+            None => (function, None),
+        };
+        let operands = [self.linked.function(function)?, address].into_iter().chain(bytes);
+        let operands = operands.chain(run.into_iter().flatten()).map(Operand::IdRef).collect();
+        Ok(self.emit(out, Op::FunctionCall, ulong, operands))
+    }
+
     /// The pointer for the access, as `function` of the library translates it; and both addresses.
     fn translate(
         &mut self,
@@ -229,14 +269,8 @@ impl Translator<'_> {
         function: &str,
         bytes: Option<u32>,
     ) -> Result<(Word, Word, Word), RewriteError> {
-        self.stats.translations += 1;
-        let ulong = self.code.uint(64);
         let address = self.address_of(out, place.pointer);
-        let mut operands = vec![Operand::IdRef(self.linked.function(function)?), Operand::IdRef(address)];
-        if let Some(bytes) = bytes {
-            operands.push(Operand::IdRef(self.code.constant(bytes)));
-        }
-        let translated = self.emit(out, Op::FunctionCall, ulong, operands);
+        let translated = self.call(out, function, address, bytes, place.run)?;
         let whole = self.code.global(place.pointee).map(|ty| ty.class.opcode) == Some(Op::TypeMatrix);
         let pointer = match place.matrix.filter(|_| whole) {
             Some(matrix) => {
@@ -267,14 +301,9 @@ impl Translator<'_> {
             let offset = self.code.long(first.offset);
             address = self.emit(out, Op::ISub, ulong, [address, offset].map(Operand::IdRef).to_vec());
         }
-        let (function, bytes) = if group.on_one_page {
-            ("link_read", None)
-        } else {
-            ("link_read_object", Some(self.code.constant(group.bytes as u32)))
-        };
-        let operands = [self.linked.function(function)?, address].into_iter().chain(bytes).map(Operand::IdRef);
-        let translated = self.emit(out, Op::FunctionCall, ulong, operands.collect());
-        self.stats.translations += 1;
+        let (function, bytes) =
+            if group.on_one_page { ("link_read", None) } else { ("link_read_object", Some(group.bytes as u32)) };
+        let translated = self.call(out, function, address, bytes, self.runs.of_pointer(pointer))?;
         for member in &group.members {
             let load = &block[member.at];
             let (pointer, memory) = self.operands(load, 1)?;
@@ -523,7 +552,7 @@ impl Translator<'_> {
             let pointer = self.emit(out, Op::AccessChain, ty, operands);
             let scalar = self.layouts.scalar(self.code, pointee, 0).ok_or_else(|| unknown(self.code))?;
             let known = if offset == 0 { place.align } else { place.align.min(1 << offset.trailing_zeros()) };
-            places.push(Place { pointer, ty, pointee, align: known.max(scalar), matrix });
+            places.push(Place { pointer, ty, pointee, align: known.max(scalar), matrix, run: place.run });
         }
         Ok(places)
     }

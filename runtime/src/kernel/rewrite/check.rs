@@ -198,7 +198,8 @@ fn is_translated(
     }
     let Some([Operand::IdRef(function), arguments @ ..]) = operands(address, Op::FunctionCall) else { return false };
     let bytes = match arguments {
-        [_, Operand::IdRef(bytes)] => code.constant_value(*bytes),
+        // Followed by a run, if there is one.
+        [_, Operand::IdRef(bytes)] | [_, Operand::IdRef(bytes), _, _, _] => code.constant_value(*bytes),
         // What is aligned to its size lies on a page.
         _ => Some(crate::addr::PAGE_SIZE as u32),
     };

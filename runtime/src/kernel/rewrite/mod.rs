@@ -25,11 +25,13 @@ mod layout;
 mod link;
 mod loops;
 mod push;
+mod runs;
 mod stats;
 #[cfg(test)]
 mod tests;
 
 pub use error::RewriteError;
+pub use runs::{Run, Runs};
 pub use stats::RewriteStats;
 
 use super::read::read;
@@ -42,13 +44,27 @@ use rspirv::spirv::{Op, StorageClass, Word};
 use std::collections::{HashMap, HashSet};
 
 /// Functions of the library that translate.
-const TRANSLATIONS: [&str; 5] = ["link_read", "link_write", "link_atomic", "link_read_object", "link_begin_write"];
+const TRANSLATIONS: [&str; 9] = [
+    "link_read",
+    "link_write",
+    "link_atomic",
+    "link_read_object",
+    "link_begin_write",
+    "link_run_read",
+    "link_run_write",
+    "link_run_read_object",
+    "link_run_begin_write",
+];
+/// Bytes of push constants that every device has.
+const LEAST_PUSH_BYTES: usize = 128;
 
 /// A module that was rewritten.
 #[derive(Clone, Debug)]
 pub struct Rewritten {
     /// The SPIR-V module.
     pub words: Vec<u32>,
+    /// What it wants to know of its arguments, behind its push constants.
+    pub runs: Runs,
     /// What was found and done.
     pub stats: RewriteStats,
 }
@@ -58,6 +74,14 @@ pub struct Rewritten {
 /// # Errors
 /// Names the instruction that cannot be rewritten and why, or what is wrong with the module.
 pub fn rewrite(spirv: &[u8]) -> Result<Rewritten, RewriteError> {
+    rewrite_within(spirv, LEAST_PUSH_BYTES)
+}
+
+/// As [`rewrite`], for a device with `push_bytes` of push constants: what is left of them serves to make the kernel faster.
+///
+/// # Errors
+/// As [`rewrite`].
+pub fn rewrite_within(spirv: &[u8], push_bytes: usize) -> Result<Rewritten, RewriteError> {
     let (words, module) = read(spirv).map_err(RewriteError::Malformed)?;
     let mut stats = RewriteStats { words_in: words.len(), ..RewriteStats::default() };
     let mut code = Code::new(module);
@@ -73,11 +97,13 @@ pub fn rewrite(spirv: &[u8]) -> Result<Rewritten, RewriteError> {
         return Err(RewriteError::NoPointers("nothing is accessed through PhysicalStorageBuffer pointers"));
     }
     let with_barriers = barriers::functions_with_barriers(&code);
+    let runs = Runs::find(&code, &layouts, push_bytes);
 
     let replaced = entry::find_built_ins(&code);
     let size = entry::workgroup_size(&mut code, function)?;
     let linked = link::link(&mut code, size)?;
     push::merge(&mut code, &linked)?;
+    runs.declare(&mut code, &linked);
     entry::replace_built_ins(&mut code, &replaced)?;
     let own = linked.first;
     let mut functions: Vec<Function> = code.module.functions.drain(..own).collect();
@@ -86,7 +112,7 @@ pub fn rewrite(spirv: &[u8]) -> Result<Rewritten, RewriteError> {
     let result = functions.iter_mut().try_for_each(|function| {
         loops::guard(&mut code, function, &around, &mut stats)?;
         stats.barriers += barriers::spread_poison(&mut code, function, &linked)?;
-        translate(&mut code, function, &layouts, &linked, &matrices, &mut stats)
+        translate(&mut code, function, &layouts, &linked, &matrices, &runs, &mut stats)
     });
     code.module.functions.splice(0..0, functions);
     result?;
@@ -102,7 +128,7 @@ pub fn rewrite(spirv: &[u8]) -> Result<Rewritten, RewriteError> {
     }
     let words = code.module.assemble();
     stats.words_out = words.len();
-    Ok(Rewritten { words, stats })
+    Ok(Rewritten { words, runs, stats })
 }
 
 fn translate(
@@ -111,11 +137,12 @@ fn translate(
     layouts: &Layouts,
     linked: &link::Linked,
     matrices: &HashMap<Word, MatrixLayout>,
+    runs: &Runs,
     stats: &mut RewriteStats,
 ) -> Result<(), RewriteError> {
     let addresses = &group::Addresses::of(code, layouts, matrices, function);
     for block in &mut function.blocks {
-        let mut translator = Translator { code, layouts, linked, stats, addresses, matrices, parts: 0 };
+        let mut translator = Translator { code, layouts, linked, stats, addresses, matrices, runs, parts: 0 };
         block.instructions = translator.block(std::mem::take(&mut block.instructions))?;
     }
     Ok(())

@@ -13,6 +13,8 @@ pub struct RewriteStats {
     pub atomics: u32,
     /// Translations that were put in.
     pub translations: u32,
+    /// Of these, those that look at an argument's run first.
+    pub runs: u32,
     /// Loads that share the translation of a neighbour.
     pub merged: u32,
     /// Loops that end when the invocation is poisoned.
@@ -40,6 +42,7 @@ impl fmt::Display for RewriteStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "accesses      {} loads, {} stores, {} atomics", self.loads, self.stores, self.atomics)?;
         writeln!(f, "translations  {}; {} loads share that of a neighbour", self.translations, self.merged)?;
+        writeln!(f, "runs          {} translations look at an argument's place first", self.runs)?;
         writeln!(f, "loops         {} guarded, {} that end by themselves", self.guarded_loops, self.counted_loops)?;
         writeln!(f, "barriers      {}", self.barriers)?;
         writeln!(f, "replayable    {}", if self.replayable() { "without a probe" } else { "after a probe" })?;
