@@ -8,6 +8,7 @@ mod invalidate;
 mod memory;
 mod oversub;
 mod resident;
+mod rewrite;
 mod scale;
 mod sparse;
 mod workloads;
@@ -27,6 +28,7 @@ pub(crate) fn all() -> Vec<Bench> {
     let bench = |name, about, run| Bench { name, about, run };
     vec![
         bench("resident", "kernels on resident data, against the same kernels on raw addresses", resident::run as _),
+        bench("rewrite", "plain shaders that were rewritten, against raw addresses and vksvm.glsl", rewrite::run as _),
         bench("cold", "first touch, from data on the CPU to the result on the CPU", cold::run as _),
         bench("sparse", "few pages of a large array, in random order", sparse::run as _),
         bench("fault", "one launch that misses a batch of pages", fault::run as _),

@@ -8,7 +8,7 @@ use crate::harness::{Suite, Wanted, seconds};
 use crate::kernels::{idempotent, once};
 use crate::spirv;
 use anyhow::Result;
-use vksvm::{Kernel, Svm};
+use vksvm::Kernel;
 
 const ROUNDS: u32 = 15;
 

@@ -449,6 +449,7 @@ impl Executor {
             bits |= variant::ARRAYS;
         }
         if bits & variant::FAST != 0 {
+            Counters::add(&self.counters.fast_dispatches, 1);
             self.place_runs(job, gate, &mut prepared.push);
         }
         let dispatch = Dispatch { kernel: &job.kernel, variant: bits, push: &prepared.push, groups: prepared.groups };

@@ -35,6 +35,8 @@ counters! {
     launches,
     /// Dispatches, including probes and replays.
     dispatches,
+    /// Of these, those of kernels' fast variants, which report nothing: all they use is expected to be on the device.
+    fast_dispatches,
     /// Entries drained from fault queues.
     device_faults,
     /// Entries that named a page already named.

@@ -16,13 +16,13 @@ use vksvm_tests::{open, spirv, with};
 fn roomy(cases: &[Case]) {
     // Untranslated accesses would be caught.
     let svm = with(|builder| builder.fault_mode(FaultMode::Replay).trap_untranslated(true));
-    corpus::run(&cases.iter().collect::<Vec<_>>(), &svm);
+    corpus::run(&cases.iter().collect::<Vec<_>>(), &svm, true);
 }
 
 fn tight(cases: &[Case]) {
     for frames in cases.iter().map(|case| case.frames).collect::<BTreeSet<_>>() {
         let svm = with(|builder| builder.fault_mode(FaultMode::Replay).frames(frames));
-        corpus::run(&cases.iter().filter(|case| case.frames == frames).collect::<Vec<_>>(), &svm);
+        corpus::run(&cases.iter().filter(|case| case.frames == frames).collect::<Vec<_>>(), &svm, false);
     }
 }
 
@@ -36,7 +36,7 @@ fn kernels_run_live_too() {
     let all: Vec<Case> = [memory::cases(), pointers::cases(), control::cases()].into_iter().flatten().collect();
     let live: Vec<_> = all.iter().filter(|case| LIVE.contains(&case.name)).collect();
     assert_eq!(live.len(), LIVE.len());
-    corpus::run(&live, &svm);
+    corpus::run(&live, &svm, false);
 }
 
 #[test]

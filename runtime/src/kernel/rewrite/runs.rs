@@ -89,8 +89,7 @@ impl Runs {
         // Those that are accessed most.
         found.sort_by_key(|&(run, count)| (std::cmp::Reverse(count), run.argument));
         runs.of = found.into_iter().map(|(run, _)| run).take(room.min(MAX_RUNS)).collect();
-        let index: HashMap<u32, usize> =
-            runs.of.iter().enumerate().map(|(index, run)| (run.argument, index)).collect();
+        let index: HashMap<u32, usize> = runs.of.iter().enumerate().map(|(index, run)| (run.argument, index)).collect();
         runs.by_pointer = accesses
             .iter()
             .filter_map(|&(pointer, _)| Some((pointer, *index.get(&origins.of(pointer, MAX_STEPS)?)?)))
