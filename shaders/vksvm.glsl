@@ -355,6 +355,15 @@ bool vksvm_may_store_() {
     return true;
 }
 
+// Where a store or atomic goes that may not happen at `real`. In a probe, what an atomic finds must be what is there: a loop around a
+// compare and swap would not end.
+uint64_t vksvm_not_stored_(uint64_t va, uint64_t real) {
+    uint64_t sink = vksvm_sink_(va, true);
+    if ((vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u && !vksvm_poisoned_)
+        VksvmPte_(sink & ~7ul).entry = VksvmPte_(real & ~7ul).entry;
+    return sink;
+}
+
 // Reports the page of an entry as missing, unless somebody has.
 void vksvm_miss_(uint64_t at, uint64_t va, uint bytes, uint flags) {
     bool write = (flags & VKSVM_FAULT_WRITE) != 0u;
@@ -389,16 +398,8 @@ uint64_t vksvm_slow_(uint64_t va, uint bytes, bool write) {
         uint entry = live ? VksvmLiveWord_(at).value : low.value;
         if ((entry & need) == need) {
             if (write && !vksvm_may_store_()) {
-                uint64_t sink = vksvm_sink_(va, true);
-                if ((vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u && !vksvm_poisoned_) {
-                    // What an atomic finds must be what is there: a loop around a compare and swap would not end.
-                    uint64_t page = uint64_t(entry & ~VKSVM_PTE_FLAGS) | uint64_t(VksvmWord_(at + 4ul).value) << 32;
-                    uint64_t offset = uint64_t(uint(va) & 0xFF8u);
-                    uint64_t copy = sink & ~7ul;
-                    VksvmWord_(copy).value = VksvmWord_(page + offset).value;
-                    VksvmWord_(copy + 4ul).value = VksvmWord_(page + offset + 4ul).value;
-                }
-                return sink;
+                uint64_t frame = uint64_t(entry & ~VKSVM_PTE_FLAGS) | uint64_t(VksvmWord_(at + 4ul).value) << 32;
+                return vksvm_not_stored_(va, frame + uint64_t(uint(va) & VKSVM_PTE_FLAGS));
             }
             uint set = write ? (VKSVM_PTE_ACCESSED | VKSVM_PTE_DIRTY) : VKSVM_PTE_ACCESSED;
             // Live, the entry may have been taken away since; then the bits are collected by whoever took it.
@@ -466,8 +467,10 @@ uint64_t vksvm_translate_fast_(uint64_t va, bool write, out uint64_t entry) {
     uint64_t want = uint64_t(again ? need | set : need);
     bool hit = page < uint64_t(vksvm_launch_.pages) && (entry & want) == want;
     vksvm_poisoned_ = vksvm_poisoned_ || !hit;
+    if (write && (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u)
+        return hit ? vksvm_not_stored_(va, vksvm_in_frame_(entry, va)) : vksvm_sink_(va, true);
     if (write) {
-        hit = !vksvm_poisoned_ && (vksvm_variant_ & VKSVM_VARIANT_PROBE) == 0u;
+        hit = !vksvm_poisoned_;
         vksvm_stored_ = vksvm_stored_ || hit;
     }
     if (!again && (vksvm_variant_ & VKSVM_VARIANT_PROBE) == 0u && hit && (uint(entry) & set) != set)
@@ -513,7 +516,7 @@ uint64_t vksvm_array_read(VksvmArray array, uint64_t offset) {
 uint64_t vksvm_array_write(VksvmArray array, uint64_t offset) {
     if ((vksvm_variant_ & VKSVM_VARIANT_ARRAYS) == 0u) return vksvm_write(array.va + offset);
     bool looks = vksvm_is_fast_() || (vksvm_write_want_ & VKSVM_PTE_NEVER) != 0u;
-    if (looks && !vksvm_may_store_()) return vksvm_sink_(offset, true);
+    if (looks && !vksvm_may_store_()) return vksvm_not_stored_(array.va + offset, array.device + offset);
     return array.device + offset;
 }
 
@@ -670,7 +673,10 @@ uint64_t vksvm_run_read_(VksvmRun run, uint64_t va, uint bytes) {
 }
 
 uint64_t vksvm_run_write_(VksvmRun run, uint64_t va, uint bytes) {
-    if (vksvm_in_run_(run, va, bytes)) return vksvm_may_store_() ? run.device + (va - run.va) : vksvm_sink_(va, true);
+    if (vksvm_in_run_(run, va, bytes)) {
+        uint64_t real = run.device + (va - run.va);
+        return vksvm_may_store_() ? real : vksvm_not_stored_(va, real);
+    }
     return bytes == 0u ? vksvm_write(va) : vksvm_object_(va, bytes, true);
 }
 

@@ -11,6 +11,7 @@ mod parts;
 mod read;
 mod reflect;
 pub mod rewrite;
+pub(crate) mod specialise;
 
 pub use error::{FaultReason, KernelFault, LaunchError};
 pub use execute::LaunchReport;

@@ -3,6 +3,7 @@
 use super::context::{Context, failed};
 use crate::device::DeviceError;
 use crate::device::layout::variant;
+use crate::kernel::specialise::specialise;
 use crate::kernel::{Code, KernelModule};
 use ash::vk;
 use parking_lot::Mutex;
@@ -90,11 +91,13 @@ impl Pipelines {
             let reason = "it is a Rust function, which only the reference device runs".into();
             return Err(DeviceError::Pipeline { kernel: kernel.name.clone(), reason });
         };
+        // Drivers take long over code that they then find dead.
+        let cut = specialise(words, variant_bits);
         // Made without the lock, since drivers take milliseconds; a second maker's pipeline is dropped.
         let pipeline = Arc::new(Pipeline::new(
             context,
             &kernel.name,
-            words,
+            cut.as_deref().unwrap_or(words),
             entry_point,
             kernel.push_bytes(),
             Some(variant_bits),

@@ -35,11 +35,12 @@ pub use runs::{Run, Runs};
 pub use stats::RewriteStats;
 
 use super::read::read;
+use super::specialise::drop_unused_functions;
 use access::Translator;
 use code::Code;
 use layout::{Layouts, MatrixLayout};
 use rspirv::binary::Assemble;
-use rspirv::dr::{Function, Instruction, Operand};
+use rspirv::dr::{Function, Operand};
 use rspirv::spirv::{Op, StorageClass, Word};
 use std::collections::{HashMap, HashSet};
 
@@ -121,7 +122,7 @@ pub fn rewrite_within(spirv: &[u8], push_bytes: usize) -> Result<Rewritten, Rewr
 
     let translations = TRANSLATIONS.iter().map(|name| linked.function(name)).collect::<Result<HashSet<_>, _>>()?;
     check::verify(&code, own, &translations)?;
-    drop_unused_functions(&mut code);
+    drop_unused_functions(&mut code.module);
     let bound = code.bound();
     if let Some(header) = &mut code.module.header {
         header.bound = bound;
@@ -213,41 +214,4 @@ fn fixed_variables(code: &Code, replaced: &entry::Replaced) -> HashSet<Word> {
             )
     });
     inputs.filter_map(|variable| variable.result_id).chain(replaced.variables()).collect()
-}
-
-/// Takes out functions that nothing calls.
-fn drop_unused_functions(code: &mut Code) {
-    let calls: HashMap<Word, Vec<Word>> = code
-        .module
-        .functions
-        .iter()
-        .filter_map(|function| {
-            let called = |instruction: &Instruction| match instruction.class.opcode {
-                Op::FunctionCall => instruction.operands.first().and_then(Operand::id_ref_any),
-                _ => None,
-            };
-            Some((function.def_id()?, function.all_inst_iter().filter_map(called).collect()))
-        })
-        .collect();
-    let mut waiting: Vec<Word> =
-        code.module.entry_points.iter().filter_map(|entry| entry.operands.get(1)?.id_ref_any()).collect();
-    let mut used = HashSet::new();
-    while let Some(function) = waiting.pop() {
-        if used.insert(function) {
-            waiting.extend(calls.get(&function).into_iter().flatten());
-        }
-    }
-    let mut gone = HashSet::new();
-    code.module.functions.retain(|function| {
-        let keep = function.def_id().is_some_and(|id| used.contains(&id));
-        if !keep {
-            gone.extend(function.all_inst_iter().filter_map(|instruction| instruction.result_id));
-        }
-        keep
-    });
-    let stays = |instruction: &Instruction| {
-        instruction.operands.first().and_then(Operand::id_ref_any).is_none_or(|id| !gone.contains(&id))
-    };
-    code.module.debug_names.retain(stays);
-    code.module.annotations.retain(stays);
 }

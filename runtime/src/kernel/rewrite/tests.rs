@@ -1,6 +1,8 @@
 //! Rewriting without a device.
 
 use super::*;
+use crate::device::layout::variant;
+use crate::kernel::specialise::specialise;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -91,13 +93,17 @@ fn every_output_is_valid() {
     let mut invalid = Vec::new();
     for (name, kernel) in corpus() {
         let rewritten = rewrite(&kernel).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let path = folder.join(format!("{name}.spv"));
-        std::fs::write(&path, bytes(&rewritten.words)).unwrap();
-        let run =
-            Command::new("spirv-val").args(["--target-env", "vulkan1.2", "--scalar-block-layout"]).arg(&path).output();
-        let run = run.unwrap();
-        if !run.status.success() {
-            invalid.push(format!("{name}: {}", String::from_utf8_lossy(&run.stderr)));
+        let fast = variant::FAST | variant::IDEMPOTENT;
+        let variants = [fast, variant::FAST | variant::PROBE, variant::PROBE, variant::LIVE | variant::LOCKSTEP];
+        let cut = variants.map(|bits| (format!("{name}, variant {bits}"), specialise(&rewritten.words, bits).unwrap()));
+        for (name, words) in [(name, rewritten.words)].into_iter().chain(cut) {
+            let path = folder.join("kernel.spv");
+            std::fs::write(&path, bytes(&words)).unwrap();
+            let mut run = Command::new("spirv-val");
+            let run = run.args(["--target-env", "vulkan1.2", "--scalar-block-layout"]).arg(&path).output().unwrap();
+            if !run.status.success() {
+                invalid.push(format!("{name}: {}", String::from_utf8_lossy(&run.stderr)));
+            }
         }
     }
     std::fs::remove_dir_all(&folder).unwrap();
