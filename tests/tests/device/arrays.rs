@@ -101,3 +101,38 @@ fn a_cpu_scan_of_what_the_device_wrote_faults_rarely_and_sees_all_of_it() {
     let faults = svm.stats().since(&before).cpu_faults;
     assert!(faults < 64, "{faults} faults for a scan of {pages} pages");
 }
+
+#[test]
+fn pointers_near_an_array_may_also_lead_elsewhere() {
+    for (direct, idempotent) in [(true, true), (true, false), (false, true)] {
+        let svm = with(|builder| builder.direct_arrays(direct));
+        let heap = svm.heap();
+        let data = heap.vec_from_slice(&(0..N).collect::<Vec<_>>()).unwrap();
+        let far = heap.vec_from_slice(&(0..N).map(|i| 7 * i).collect::<Vec<_>>()).unwrap();
+        let mut near_out = heap.vec_from_slice(&vec![0u32; N as usize]).unwrap();
+        let mut far_out = heap.vec_from_slice(&vec![0u32; N as usize]).unwrap();
+        let is_far = |i: u32| i.is_multiple_of(5);
+        let source = |i: u32| &(if is_far(i) { &far } else { &data })[(i * 31 % N) as usize] as *const u32 as u64;
+        let sources = heap.vec_from_slice(&(0..N).map(source).collect::<Vec<_>>()).unwrap();
+        let (near_at, far_at) = (near_out.as_ptr() as u64, far_out.as_ptr() as u64);
+        let target = |i: u32| if is_far(i + 1) { far_at } else { near_at } + 4 * u64::from(i);
+        let targets = heap.vec_from_slice(&(0..N).map(target).collect::<Vec<_>>()).unwrap();
+        // SAFETY: the kernel reads `data`, `far` and the pointers, and writes where `targets` lead, each once.
+        let mut kernel = unsafe { svm.kernel("near", spirv!("near")) }.unwrap();
+        if idempotent {
+            kernel = kernel.idempotent();
+        }
+        // The last of them in the kernel's fast variant.
+        for _ in 0..4 {
+            let launch = kernel.launch([N.div_ceil(64), 1, 1]).read_array(&data[..]).write_array(&mut near_out[..]);
+            launch.read(&sources[..]).read(&targets[..]).value(N).value(0u32).run().unwrap();
+        }
+        assert!(svm.stats().fast_dispatches > 0);
+        for i in 0..N {
+            let want = i * 31 % N * if is_far(i) { 7 } else { 1 } + 1;
+            let [here, other] =
+                if is_far(i + 1) { [&mut far_out, &mut near_out] } else { [&mut near_out, &mut far_out] };
+            assert_eq!((here[i as usize], other[i as usize]), (want, 0), "element {i}");
+        }
+    }
+}
