@@ -131,6 +131,10 @@ impl FaultHandler for Open {
             _ => FaultOutcome::Refused,
         }
     }
+
+    fn cpu_fault_at_once(&self, fault: CpuFault) -> Option<FaultOutcome> {
+        Some(self.cpu_fault(fault))
+    }
 }
 
 impl Bare {

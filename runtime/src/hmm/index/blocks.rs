@@ -5,8 +5,8 @@
 //! one bit and the furthest end for each of its blocks, to pass over those that cannot have a hit; inside a block
 //! intervals stand sorted by start.
 //!
-//! What costs when there are many is not steps but cache misses. So the bits stand in the hash table itself, and the furthest ends of a
-//! chunk in one line: a query without a hit touches one line of the chunk or none, one with a hit two more and the interval.
+//! What costs when there are many is not steps but cache misses. So the bits and the furthest ends stand in the hash table itself, which
+//! is small: a query without a hit touches nothing else, one with a hit its block, the block's list, and the interval.
 //!
 //! Inserting and removing take a hash look-up and the shift of a short list; finding the `k` intervals over a page takes
 //! at most two hash look-ups and a few steps, however many intervals there are elsewhere.
@@ -28,14 +28,9 @@ const KEPT: usize = 8;
 struct Chunk<T> {
     /// Which blocks have intervals.
     occupied: u64,
-    body: Box<Body<T>>,
-}
-
-#[repr(align(64))]
-struct Body<T> {
     /// No interval of the block ends later, in pages from the block's first on: at most two blocks.
     furthest: [u8; BLOCKS],
-    blocks: [Block<T>; BLOCKS],
+    blocks: Box<[Block<T>; BLOCKS]>,
 }
 
 const _: () = assert!(2 * SHORT - 1 <= u8::MAX as u32);
@@ -49,7 +44,7 @@ struct Block<T> {
 impl<T> Chunk<T> {
     fn new() -> Self {
         let blocks = std::array::from_fn(|_| Block { longest: 0, items: Vec::new() });
-        Self { occupied: 0, body: Box::new(Body { furthest: [0; BLOCKS], blocks }) }
+        Self { occupied: 0, furthest: [0; BLOCKS], blocks: Box::new(blocks) }
     }
 }
 
@@ -97,7 +92,7 @@ impl<T: Keyed> BlockTable<T> {
         }
         let at = block_in_chunk(start);
         chunk.occupied |= 1 << at;
-        let Body { furthest, blocks } = &mut *chunk.body;
+        let Chunk { furthest, blocks, .. } = chunk;
         furthest[at] = furthest[at].max(from_block(start, end));
         let Block { longest, items } = &mut blocks[at];
         *longest = (*longest).max(end - start);
@@ -111,7 +106,7 @@ impl<T: Keyed> BlockTable<T> {
         let number = pages.start.0 >> CHUNK_SHIFT;
         let chunk = self.chunks.get_mut(&number)?;
         let at = block_in_chunk(pages.start.0);
-        let Body { furthest, blocks } = &mut *chunk.body;
+        let Chunk { furthest, blocks, .. } = chunk;
         let Block { longest, items } = &mut blocks[at];
         let place = items.binary_search_by_key(&(pages.start.0, value.key()), Item::order).ok()?;
         let removed = items.remove(place);
@@ -148,8 +143,8 @@ impl<T: Keyed> BlockTable<T> {
                 let at = rest.trailing_zeros() as usize;
                 rest &= rest - 1;
                 let block = (number << CHUNK_SHIFT) + ((at as u32) << BLOCK_SHIFT);
-                if block + u32::from(chunk.body.furthest[at]) > pages.start.0 {
-                    chunk.body.blocks[at].visit(pages, &mut hit);
+                if block + u32::from(chunk.furthest[at]) > pages.start.0 {
+                    chunk.blocks[at].visit(pages, &mut hit);
                 }
             }
         };
@@ -167,7 +162,7 @@ impl<T: Keyed> BlockTable<T> {
 
     /// Calls `each` for every value.
     pub(super) fn for_each(&self, each: impl FnMut(&Arc<T>)) {
-        let blocks = self.chunks.values().flat_map(|chunk| &chunk.body.blocks);
+        let blocks = self.chunks.values().flat_map(|chunk| chunk.blocks.iter());
         blocks.flat_map(|block| &block.items).map(|item| &item.value).for_each(each);
     }
 }

@@ -181,7 +181,12 @@ fn unmapping_waits_for_no_handler_and_keeps_no_operation_waiting(case: Case) {
             thread::yield_now();
         }
         let started = Instant::now();
-        let unmapper = scope.spawn(|| (32..64).for_each(|n| unmap(t, n, n + 1)));
+        let unmapper = scope.spawn(|| (32..48).for_each(|n| unmap(t, n, n + 1)));
+        while !unmapper.is_finished() {
+            assert!(started.elapsed() < Duration::from_secs(30), "nobody reads the event");
+            thread::yield_now();
+        }
+        let unmapper = scope.spawn(|| (48..64).for_each(|n| unmap(t, n, n + 1)));
         // Whoever holds the lock that the handler waits for does this meanwhile.
         while !unmapper.is_finished() {
             t.tracker.write_protect(pages(1, 16)).unwrap();
