@@ -67,6 +67,7 @@ pub struct Builder {
     copy_path: Option<CopyPath>,
     prefetch: Option<bool>,
     placement: Option<Placement>,
+    eviction_policy: Option<bool>,
     direct_arrays: Option<bool>,
     fault_mode: Option<FaultMode>,
     poll_limit: Option<u32>,
@@ -205,6 +206,14 @@ impl Builder {
         self
     }
 
+    /// Evicts by forecast, runs launches that are larger than the budget part by part, and writes dirty pages home ahead of need. Without,
+    /// victims are taken going round. Environment: `VKSVM_EVICTION=0` switches it off. Default: on.
+    #[must_use]
+    pub fn eviction_policy(mut self, on: bool) -> Self {
+        self.eviction_policy = Some(on);
+        self
+    }
+
     /// Passes array arguments by device address where their frames are contiguous and resident. Without, every access is translated
     /// and checked, which finds kernels that leave their arrays. Environment: `VKSVM_ARRAYS=0` switches it off. Default: on.
     #[must_use]
@@ -309,6 +318,9 @@ impl Builder {
             live,
             poll_limit: self.poll_limit.unwrap_or(1 << 26),
             time_limit: self.time_limit,
+            eviction_policy: self
+                .eviction_policy
+                .unwrap_or_else(|| variable("VKSVM_EVICTION").is_none_or(|value| value != "0")),
             placement: self.placement.map_or_else(placement_from_environment, Ok)?,
             prefetch: self.prefetch.unwrap_or_else(|| variable("VKSVM_PREFETCH").is_none_or(|value| value != "0")),
             direct_arrays: self

@@ -120,6 +120,10 @@ fn pattern<P: Pattern>(
                 row.wanted(Wanted::RatioAtMost(1.5));
             }
         }
+        let kernel = figure(&|stats| stats.kernel_nanos).map(|nanos| nanos * 1e-9);
+        suite.row(&case, "of it dispatches", "s", &kernel);
+        let service = figure(&|stats| stats.service_nanos).map(|nanos| nanos * 1e-9);
+        suite.row(&case, "of it service", "s", &service);
         let dispatches = figure(&|stats| stats.dispatches);
         suite.row(&case, "dispatches", "", &dispatches);
         let out = figure(&|stats| stats.pages_out);

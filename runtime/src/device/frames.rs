@@ -59,6 +59,8 @@ pub struct FramePool {
     limit: u32,
     /// By first frame.
     slabs: Vec<SlabEntry>,
+    /// First frame and number of frames by address on the device.
+    by_address: BTreeMap<u64, (u32, u32)>,
     frames: Vec<Frame>,
     /// Numbers of frames whose slabs were given back, as runs.
     vacant: Vec<(u32, u32)>,
@@ -84,6 +86,7 @@ impl FramePool {
         Self {
             limit,
             slabs: Vec::new(),
+            by_address: BTreeMap::new(),
             frames: Vec::new(),
             vacant: Vec::new(),
             allocated: 0,
@@ -111,10 +114,14 @@ impl FramePool {
 
     /// The frame at a device address, if it lies in a slab.
     pub fn at(&self, address: DeviceAddress) -> Option<FrameIndex> {
-        self.slabs.iter().find_map(|slab| {
-            let offset = address.0.checked_sub(slab.slab.address().0)? / PAGE_SIZE as u64;
-            (offset < u64::from(slab.frames)).then(|| FrameIndex(slab.first + offset as u32))
-        })
+        let (&start, &(first, frames)) = self.by_address.range(..=address.0).next_back()?;
+        let offset = (address.0 - start) / PAGE_SIZE as u64;
+        (offset < u64::from(frames)).then(|| FrameIndex(first + offset as u32))
+    }
+
+    /// Whether a slab starts at a device address. Slabs may be neighbours there; copies must not run from one into the other.
+    pub fn starts_slab(&self, address: DeviceAddress) -> bool {
+        self.by_address.contains_key(&address.0)
     }
 
     /// The page a frame holds.
@@ -220,11 +227,12 @@ impl FramePool {
     /// The closed slabs without pages, for the caller to drop.
     pub fn take_closed(&mut self) -> Vec<Arc<dyn Slab>> {
         let mut taken = Vec::new();
-        let (vacant, allocated) = (&mut self.vacant, &mut self.allocated);
+        let (vacant, allocated, by_address) = (&mut self.vacant, &mut self.allocated, &mut self.by_address);
         self.slabs.retain(|slab| {
             let gone = slab.closed && slab.used == 0;
             if gone {
                 vacant.push((slab.first, slab.frames));
+                by_address.remove(&slab.slab.address().0);
                 *allocated -= slab.frames;
                 taken.push(slab.slab.clone());
             }
@@ -351,6 +359,7 @@ impl FramePool {
         };
         let first = self.numbers(size);
         let at = self.slabs.partition_point(|slab| slab.first < first);
+        self.by_address.insert(slab.address().0, (first, size));
         self.slabs.insert(at, SlabEntry { first, frames: size, used: 0, closed: false, slab });
         self.allocated += size;
         // Slabs are not neighbours on the device, so their runs must not merge: see `add_free`.

@@ -114,6 +114,8 @@ pub(crate) struct ExecutorOptions {
     pub(crate) prefetch: bool,
     /// Where pages are to be for which nothing says otherwise.
     pub(crate) placement: Placement,
+    /// Evict by forecast, part by part and ahead of need.
+    pub(crate) eviction_policy: bool,
     /// Note which pages each dispatch uses.
     pub(crate) trace_uses: bool,
     pub(crate) direct_arrays: bool,
@@ -210,7 +212,8 @@ impl Executor {
         // SAFETY: the control block has this size and no dispatch uses it yet.
         unsafe { mirror.epochs().control().host().cast::<Control>().write(block) };
         Ok(Self {
-            service: Service::new(space.clone(), mirror.clone(), registration, options.prefetch, options.placement),
+            service: Service::new(space.clone(), mirror.clone(), registration, options.prefetch, options.placement)
+                .with_eviction_policy(options.eviction_policy),
             space,
             heap,
             mirror,

@@ -23,7 +23,8 @@ impl Executor {
     pub(super) fn part_size(&self, job: &Job, total: u32) -> Option<u32> {
         let pages: u64 = job.spans.iter().map(|(span, _)| u64::from(span.len())).sum();
         let usage = self.mirror.frames();
-        if self.options.placement == Placement::Remote || pages <= u64::from(usage.limit) / 4 * 3 {
+        let copied = self.options.placement == Placement::Copy;
+        if !copied || !self.options.eviction_policy || pages <= u64::from(usage.limit) / 4 * 3 {
             return None;
         }
         let part = u64::from(total) * u64::from(usage.limit) / SHARE / pages;

@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 /// How often the device is asked while kernels run.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// Rounds in which no page could be evicted, after which shrinking gives up.
+const FRUITLESS: u32 = 10_000;
+
 /// What bounds a mirror's frames.
 #[derive(Debug)]
 pub(super) struct Budget {
@@ -84,6 +87,7 @@ impl DeviceMirror {
             state.frames.set_limit(limit);
         }
         drop(state);
+        let mut fruitless = 0;
         loop {
             let mut state = self.lock();
             // Given back here, under the lock: whoever is told the budget holds must find it so.
@@ -94,6 +98,12 @@ impl DeviceMirror {
                 self.resized.fetch_add(1, Ordering::Relaxed);
                 return;
             }
+            // What is not mapped yet is waited for; a frame that is neither mapped nor given back would be a bug, and no reason to hang.
+            if fruitless == FRUITLESS {
+                tracing::error!(pages = pages.len(), "frames are not given back: the budget is exceeded");
+                return;
+            }
+            fruitless += 1;
             pages.sort_unstable();
             for page in pages {
                 let _page = self.home.pages.lock(PageRange::single(page));
@@ -102,6 +112,7 @@ impl DeviceMirror {
                 if !state.frames.in_closed(&state.table, page) {
                     continue;
                 }
+                fruitless = 0;
                 self.take_away(&mut state, PageRange::single(page), true);
                 let becomes = evicted(self.home.pages.state(page), PageState::Device(self.number()));
                 self.home.pages.set_state(page, becomes);

@@ -49,9 +49,18 @@ pub(super) struct Eviction {
     ahead: VecDeque<Granule>,
     /// Frames were short in the last launch.
     pressed: bool,
+    /// Without a policy: where the hand is.
+    hand: Option<Granule>,
 }
 
 impl Service {
+    /// Victims are forecast, or, without policy, taken going round.
+    #[must_use]
+    pub(crate) fn with_eviction_policy(mut self, on: bool) -> Self {
+        self.eviction.hand = (!on).then_some(Granule(0));
+        self
+    }
+
     /// Takes up to `count` frames from pages nobody waits for. Passes over `span`, whose page locks the caller holds.
     pub(super) fn evict(&mut self, count: usize, span: PageRange) -> Evicted {
         // From here on it matters what was used since when.
@@ -118,8 +127,15 @@ impl Service {
             }
         }
         merge(&mut granules);
-        let about = (state.frames.usage().limit / ORDERED / GRANULE_PAGES) as usize;
-        self.eviction.replacement.order(&mut granules, about.max(FEWEST).max(count));
+        let about = ((state.frames.usage().limit / ORDERED / GRANULE_PAGES) as usize).max(FEWEST).max(count);
+        if let Some(hand) = &mut self.eviction.hand {
+            let passed = granules.partition_point(|&(granule, _)| granule < *hand);
+            granules.rotate_left(passed);
+            granules.truncate(about);
+            *hand = granules.last().map_or(Granule(0), |&(granule, _)| Granule(granule.0 + 1));
+        } else {
+            self.eviction.replacement.order(&mut granules, about);
+        }
         let pages = granules.iter().flat_map(|&(granule, _)| state.table.clip(granule.pages()).iter());
         let queue = pages.filter(|&page| self.may_go(&state, page, span)).collect();
         self.eviction.queue = queue;
@@ -226,7 +242,7 @@ impl Service {
     /// The device has nothing to do: if frames are short, some dirty pages that would go next are written home. False if there is
     /// nothing to write. No dispatch is in flight.
     pub fn write_ahead(&mut self) -> bool {
-        if !self.eviction.pressed {
+        if !self.eviction.pressed || self.eviction.hand.is_some() {
             return false;
         }
         if self.eviction.ahead.is_empty() && !self.plan_ahead() {
@@ -248,7 +264,7 @@ impl Service {
             if entry & pte::VALID != 0 && comes_home(entry) {
                 state.table.clear_flags(page, pte::DIRTY);
                 mirror.collect(page, entry & pte::DIRTY);
-                copies.add_home(&mirror, page, entry);
+                copies.add_home(&mirror, &state, page, entry);
             }
         }
         Counters::add(&mirror.counters.written_ahead, copies.pages.len() as u64);

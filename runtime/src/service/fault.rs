@@ -438,7 +438,7 @@ impl Service {
                         Ok(Taken::Frame(frame)) => {
                             let address = state.frames.address(frame);
                             let list = if has_data { &mut self.copies } else { &mut self.zeros };
-                            list.push(page, home.views.alias_ptr(page), address, 1);
+                            list.push(page, home.views.alias_ptr(page), address, &state.frames);
                             if has_data { Action::Copy(frame) } else { Action::Zero(frame) }
                         }
                         Err(error) => {

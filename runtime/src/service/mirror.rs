@@ -328,7 +328,7 @@ impl DeviceMirror {
                 continue;
             }
             if comes_home(entry) && bring_home {
-                copies.add_home(self, page, entry);
+                copies.add_home(self, state, page, entry);
             }
             if entry & pte::HOME == 0 {
                 frames.extend(state.frames.at(frame_of(entry)));
@@ -358,7 +358,7 @@ impl DeviceMirror {
             let late = state.table.clear_flags(page, pte::DIRTY) & pte::DIRTY;
             self.collect(page, entry | late);
             if comes_home(entry | late) {
-                copies.add_home(self, page, entry);
+                copies.add_home(self, state, page, entry);
             }
         }
         self.copy_home(state, &copies);
@@ -482,23 +482,24 @@ pub(super) struct CopyList {
 }
 
 impl CopyList {
-    /// Adds `count` pages at `host` and in frames from `device` on.
-    pub(super) fn push(&mut self, page: PageIndex, host: *mut u8, device: DeviceAddress, count: u32) {
-        let bytes = count as usize * PAGE_SIZE;
-        self.pages.extend(PageRange::of_len(page, count).iter());
+    /// Adds a page at `host` and in the frame at `device`.
+    pub(super) fn push(&mut self, page: PageIndex, host: *mut u8, device: DeviceAddress, frames: &FramePool) {
+        self.pages.push(page);
         match self.copies.last_mut() {
             Some(last)
-                if last.host.wrapping_add(last.bytes) == host && last.device.plus(last.bytes as u64) == device =>
+                if last.host.wrapping_add(last.bytes) == host
+                    && last.device.plus(last.bytes as u64) == device
+                    && !frames.starts_slab(device) =>
             {
-                last.bytes += bytes;
+                last.bytes += PAGE_SIZE;
             }
-            _ => self.copies.push(PageCopy { host, device, bytes }),
+            _ => self.copies.push(PageCopy { host, device, bytes: PAGE_SIZE }),
         }
     }
 
     /// Adds the page of an entry, to be copied home.
-    pub(super) fn add_home(&mut self, mirror: &DeviceMirror, page: PageIndex, entry: u64) {
-        self.push(page, mirror.home.views.alias_ptr(page), frame_of(entry), 1);
+    pub(super) fn add_home(&mut self, mirror: &DeviceMirror, state: &MirrorState, page: PageIndex, entry: u64) {
+        self.push(page, mirror.home.views.alias_ptr(page), frame_of(entry), &state.frames);
     }
 
     pub(super) fn clear(&mut self) {

@@ -53,3 +53,51 @@ fn data_larger_than_the_frames_streams_through_and_comes_out_right() {
     }
     assert!(report.evictions > 1000, "{report}");
 }
+
+/// Pages are evicted while kernels run, by kernels' own needs and, in replay mode, by a budget that another thread moves; the CPU writes between.
+#[test]
+fn evictions_beside_running_kernels_lose_nothing_in_either_fault_mode() {
+    for mode in [FaultMode::Replay, FaultMode::Live] {
+        let svm = with(|builder| builder.fault_mode(mode).budget(200 * 4096));
+        let n = 400_000u32;
+        let x = svm.heap().vec_from_slice(&vec![1.0f32; n as usize]).unwrap();
+        let mut y = svm.heap().vec_zeroed::<f32>(n as usize).unwrap();
+        // SAFETY: the kernel reads x and y and writes y.
+        let saxpy = unsafe { svm.kernel("saxpy", spirv!("saxpy")) }.unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let (svm, done) = (&svm, &done);
+            scope.spawn(move || {
+                for frames in [40u64, 300, 64, 120, 500, 32].into_iter().cycle() {
+                    if mode == FaultMode::Live {
+                        return;
+                    }
+                    svm.set_budget(frames * 4096);
+                    let usage = svm.frames();
+                    assert!(u64::from(usage.allocated) <= frames, "{usage:?}, {frames} allowed");
+                    std::thread::sleep(std::time::Duration::from_millis(3));
+                    if done.load(std::sync::atomic::Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            });
+            for round in 1..6 {
+                saxpy
+                    .launch([n.div_ceil(64), 1, 1])
+                    .read(&x[..])
+                    .write(&mut y[..])
+                    .value(2.0f32)
+                    .value(n)
+                    .run()
+                    .unwrap();
+                for (i, y) in y.iter_mut().enumerate().step_by(97) {
+                    assert_eq!(*y, 3.0 * round as f32 - 1.0, "element {i}, round {round}, {mode:?}");
+                    *y += 1.0;
+                }
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert!(y.iter().enumerate().all(|(i, &y)| y == if i % 97 == 0 { 15.0 } else { 10.0 }));
+        assert!(svm.stats().evictions > 1000, "{}", svm.stats());
+    }
+}
