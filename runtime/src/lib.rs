@@ -17,6 +17,7 @@ pub mod observe;
 #[cfg(test)]
 mod own_process;
 pub mod policy;
+mod prompt;
 pub mod rank;
 pub mod service;
 mod svm;
@@ -32,5 +33,6 @@ pub use mm::pages::{PageInfo, PageState};
 pub use mm::state::Placement;
 pub use mm::vma::Permission;
 pub use observe::Stats;
+pub use policy::{ThrashOptions, ThrashPolicy};
 pub use svm::{Builder, FaultMode, Info, OpenError, Svm};
 pub use track::TrackerKind;

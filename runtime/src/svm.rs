@@ -15,6 +15,7 @@ use crate::mm::state::Placement;
 use crate::mm::views::{DEFAULT_RESERVATION, OwnedViews, ViewsError};
 use crate::mm::vma::Permission;
 use crate::observe::{Counters, Stats};
+use crate::policy::{ThrashOptions, ThrashPolicy};
 use crate::service::{DeviceMirror, LostPages};
 use crate::track::{self, TrackError, TrackerKind};
 use crossbeam_channel::Sender;
@@ -72,6 +73,7 @@ pub struct Builder {
     fault_mode: Option<FaultMode>,
     poll_limit: Option<u32>,
     time_limit: Option<Duration>,
+    thrash: Option<ThrashOptions>,
     count_translations: bool,
     trap_untranslated: bool,
     trace_uses: bool,
@@ -268,6 +270,14 @@ impl Builder {
         self
     }
 
+    /// What to do when CPU and kernels fight over the same 64 KiB; see [`policy::thrash`](crate::policy::thrash). Holds for the heap.
+    /// Environment: `VKSVM_THRASH` (`off`, `throttle` or `full`) chooses the policy. Default: [`ThrashOptions::default`].
+    #[must_use]
+    pub fn thrash(mut self, options: ThrashOptions) -> Self {
+        self.thrash = Some(options);
+        self
+    }
+
     /// Opens the runtime.
     ///
     /// # Errors
@@ -316,6 +326,7 @@ impl Builder {
             trap_untranslated: self.trap_untranslated,
             trace_uses: self.trace_uses,
             live,
+            spin: processors >= AUTO_LIVE_PROCESSORS,
             poll_limit: self.poll_limit.unwrap_or(1 << 26),
             time_limit: self.time_limit,
             eviction_policy: self
@@ -336,7 +347,8 @@ impl Builder {
         // SAFETY: the address space owns the views and stops the tracker before it lets go of them; references into the app
         // view are the heap's to give out, and their holders' accesses are resolved by the address space.
         let tracker = unsafe { track::choose(kind, views.views(), &track::TrackerOptions::default()) }?;
-        let space = AddressSpace::new(views, tracker, counters.clone())?;
+        let thrash = self.thrash.map_or_else(thrash_from_environment, Ok)?;
+        let space = AddressSpace::new(views, tracker, counters.clone(), thrash)?;
         Ok(SharedHeap { heap: Heap::new(space.clone()), space })
     }
 }
@@ -418,6 +430,22 @@ fn choose_fault_mode(
         }
         (Err(why), _) => replay(&why),
     }
+}
+
+fn thrash_from_environment() -> Result<ThrashOptions, OpenError> {
+    let policy = match variable("VKSVM_THRASH").as_deref() {
+        None | Some("full") => ThrashPolicy::Full,
+        Some("throttle") => ThrashPolicy::Throttle,
+        Some("off") => ThrashPolicy::Off,
+        Some(value) => {
+            return Err(OpenError::Option {
+                name: "VKSVM_THRASH",
+                value: value.into(),
+                reason: "expected off, throttle or full".into(),
+            });
+        }
+    };
+    Ok(ThrashOptions { policy, ..ThrashOptions::default() })
 }
 
 fn copy_path_from_environment() -> Result<CopyPath, OpenError> {
@@ -521,6 +549,7 @@ impl Drop for Inner {
         }
         self.space.remove_driver_threads(&self.device.driver_threads());
         self.space.retire_device(self.mirror.number());
+        self.space.thrash().remove_device(self.device.info().import.is_some());
     }
 }
 
@@ -579,9 +608,11 @@ impl Svm {
             .spawn(move || {
                 // The executor services faults: it must not touch tracked memory (I1).
                 let _fault_path = track::FaultPathGuard::enter();
+                crate::prompt::make_prompt();
                 executor.run(&receiver);
             })
             .map_err(|error| OpenError::Start(error.to_string()))?;
+        space.thrash().add_device(device.info().import.is_some());
         Ok(Self {
             inner: Arc::new(Inner {
                 space,

@@ -11,6 +11,7 @@ mod resident;
 mod rewrite;
 mod scale;
 mod sparse;
+mod thrash;
 mod workloads;
 
 use crate::harness::Suite;
@@ -34,6 +35,7 @@ pub(crate) fn all() -> Vec<Bench> {
         bench("fault", "one launch that misses a batch of pages", fault::run as _),
         bench("coalesce", "patterns of misses", coalesce::run as _),
         bench("invalidate", "the CPU takes pages back", invalidate::run as _),
+        bench("thrash", "CPU and a running kernel fight over pages", thrash::run as _),
         bench("scale", "many VMAs, large heaps, many threads", scale::run as _),
         bench("oversub", "working sets larger than the budget of device memory", oversub::run as _),
         bench("hmm", "the range protocol alone", hmm::run as _),

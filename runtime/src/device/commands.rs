@@ -377,7 +377,7 @@ impl Commands {
             service.begin_launch();
             service.taking = if purpose == Use::Exclusive { Event::Exclusive } else { Event::Migrate };
             let mut faults: Vec<_> = pages.iter().map(|page| PageFault { page, access }).collect();
-            let served = service.serve(&mut faults)?;
+            let served = service.serve(&mut faults, false)?;
             if let Some(&page) = served.refused.iter().min() {
                 return Err(self.refused(page, access));
             }

@@ -83,7 +83,7 @@ impl Executor {
             return Ok(());
         }
         let mut faults = std::mem::take(&mut self.faults);
-        let served = self.service.serve(&mut faults);
+        let served = self.service.serve(&mut faults, false);
         self.faults = faults;
         let served = served.map_err(|error| self.failed(job, error))?;
         if served.short > 0 {

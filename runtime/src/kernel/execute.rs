@@ -37,7 +37,7 @@ use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Most workgroups of one slice: bounds the work list and the replay map.
 const MAX_SLICE: u32 = 1 << 18;
@@ -121,6 +121,8 @@ pub(crate) struct ExecutorOptions {
     pub(crate) direct_arrays: bool,
     /// Wait for pages inside kernels, in these units.
     pub(crate) live: Option<LiveUnit>,
+    /// Whether the service thread spins for a while after it found something; otherwise it naps at once.
+    pub(crate) spin: bool,
     /// Polls before a waiting invocation gives up.
     pub(crate) poll_limit: u32,
     /// How long a live launch may take.
@@ -147,6 +149,10 @@ pub(crate) struct Executor {
     seen: HashSet<PageIndex>,
     /// Kernels whose needs are not guessed; see `parts.rs`.
     pub(super) unguessable: HashSet<u32>,
+    /// Faults to be served later, and when: somebody else is to keep their pages for a while.
+    pub(super) held: Vec<(Instant, FaultEntry)>,
+    /// Whether faults may be held.
+    pub(super) throttle: bool,
 }
 
 /// Words of a map with a bit for each of `count` slots.
@@ -228,6 +234,8 @@ impl Executor {
             faults: Vec::new(),
             seen: HashSet::new(),
             unguessable: HashSet::new(),
+            held: Vec::new(),
+            throttle: true,
         })
     }
 
@@ -262,7 +270,11 @@ impl Executor {
             self.space.unmap_app_view().map_err(|error| self.failed(job, error.into()))?;
         }
         self.service.begin_launch();
+        let (space, number) = (self.space.clone(), self.mirror.number());
+        space.thrash().launch_begins(number);
         let result = self.bring_arrays(job).and_then(|()| self.run_slices(job));
+        space.thrash().launch_ends(number);
+        self.abandon_held();
         if self.space.driver_cpu_faults() != driver_faults {
             self.space.expel_trespassers();
             return Err(LaunchError::Untranslated { kernel: job.kernel.name.clone() });
@@ -360,6 +372,7 @@ impl Executor {
         let mut fresh = true;
         self.seen.clear();
         loop {
+            self.space.end_pins();
             // Held while CPU faults are kept off.
             let space = self.space.clone();
             let exclusive = (fruitless > PATIENCE).then(|| space.hold_cpu_faults());
@@ -391,8 +404,11 @@ impl Executor {
             fresh = false;
             let shrank = (pass.replay.len() as u32) < left;
             list = WorkList::Ids(pass.replay);
-            let short = self.serve(job, pass.late)?;
+            // Who was promised a round for itself does not wait for others.
+            self.throttle = exclusive.is_none();
+            let served = self.serve(job, pass.late);
             drop(exclusive);
+            let short = served? | self.serve_held(job)?;
             fruitless = if shrank || self.seen.len() > seen { 0 } else { fruitless + 1 };
             if pass.bounce_full && !shrank {
                 return Ok(Attempt::Short(list, Shortage::Bounce));
@@ -604,9 +620,10 @@ impl Executor {
             ))));
         }
         let mut faults = std::mem::take(&mut self.faults);
-        let served = self.service.serve(&mut faults);
+        let served = self.service.serve(&mut faults, self.throttle);
         self.faults = faults;
         let served = served.map_err(|error| self.failed(job, error))?;
+        self.hold(entries, &served.held);
         if !served.refused.is_empty() {
             // Guesses of poisoned invocations may miss everything; only a real access is an error.
             let real = entries.iter().find(|entry| {

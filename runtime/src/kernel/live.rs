@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 const SPIN: Duration = Duration::from_micros(200);
 /// How long it sleeps then.
 const NAP: Duration = Duration::from_micros(50);
+/// How long it sleeps between looks soon after it found something, where it must not take a processor from the kernel or the program.
+const SHORT_NAP: Duration = Duration::from_micros(15);
 
 impl Executor {
     /// Runs `list` once, servicing its faults meanwhile.
@@ -42,6 +44,7 @@ impl Executor {
             bits |= variant::IDEMPOTENT;
         }
         let dispatch = Dispatch { kernel: &job.kernel, variant: bits, push: &prepared.push, groups: prepared.groups };
+        self.throttle = true;
         let start = Instant::now();
         mirror.begin_live();
         self.service.begin_live();
@@ -55,6 +58,7 @@ impl Executor {
         served?;
         // What was reported by invocations that gave up is served before the replay.
         self.drain_live();
+        self.take_held();
         if pass.replay.is_empty() {
             let entries = std::mem::take(&mut self.entries);
             self.abandon(&entries);
@@ -70,7 +74,8 @@ impl Executor {
         let mut result = Ok(());
         let mut busy = Instant::now();
         loop {
-            if self.drain_live() > 0 {
+            self.space.end_pins();
+            if self.drain_live() + self.take_due() > 0 {
                 busy = Instant::now();
                 if result.is_ok() {
                     if let Err(error) = self.serve(job, None) {
@@ -90,7 +95,11 @@ impl Executor {
                 give_up();
                 result = Err(LaunchError::TimedOut { kernel: job.kernel.name.clone(), limit });
             }
-            let patience = if busy.elapsed() < SPIN { Duration::ZERO } else { NAP };
+            let patience = match (busy.elapsed() < SPIN, self.options.spin) {
+                (true, true) => Duration::ZERO,
+                (true, false) => SHORT_NAP,
+                (false, _) => NAP,
+            };
             match mirror.device().ended(patience) {
                 Ok(true) => return result,
                 Ok(false) => std::hint::spin_loop(),

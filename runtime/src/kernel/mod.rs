@@ -5,6 +5,7 @@ mod arrays;
 mod error;
 pub(crate) mod execute;
 mod fast;
+mod hold;
 mod launch;
 mod live;
 mod parts;

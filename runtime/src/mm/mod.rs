@@ -7,6 +7,7 @@ pub mod ops;
 pub mod pages;
 pub mod space;
 pub(crate) mod state;
+pub mod thrash;
 pub mod views;
 pub mod vma;
 pub mod walk;

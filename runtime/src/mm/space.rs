@@ -19,18 +19,21 @@
 use super::heap::{HeapError, PageSource};
 use super::pages::{DeviceNumber, PageInfo, PageRecords, PageState, PagesGuard};
 use super::state::{self, Touch};
+use super::thrash::ThrashWatch;
 use super::views::OwnedViews;
 use super::vma::{Permission, VmaAttributes, VmaMap};
 use crate::addr::{Access, PAGE_SIZE, PageIndex, PageRange, VirtAddr};
 use crate::hmm::{Blocking, Event, InvalidateError, Notifiers};
 use crate::observe::Counters;
-use crate::policy::Readahead;
+use crate::policy::thrash::Verdict;
+use crate::policy::{Readahead, ThrashOptions};
 use crate::rank::{Rank, RankedRwLock};
 use crate::track::{CpuFault, FaultHandler, FaultOutcome, ForeignChange, Protection, TrackError, Tracker};
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 /// The home side of memory: the two views and the page records. Shared by the address space and by mirrors, so that a
 /// mirror can bring pages home without knowing the address space.
@@ -52,6 +55,8 @@ pub struct AddressSpace {
     counters: Arc<Counters>,
     /// How far CPU faults look ahead.
     readahead: Readahead,
+    /// Who fights over which granules.
+    thrash: ThrashWatch,
     /// Threads of devices' drivers, by kernel id.
     driver_threads: RwLock<Vec<u32>>,
     /// Numbers of devices that are in use, one bit each.
@@ -79,6 +84,9 @@ impl Unresolved {
     }
 }
 
+/// The longest that a CPU fault is put off before it is looked at again.
+const ASK_AGAIN: Duration = Duration::from_micros(250);
+
 /// Hands CPU faults to the address space, without keeping it alive.
 struct CpuFaults(Weak<AddressSpace>);
 
@@ -101,22 +109,31 @@ impl FaultHandler for CpuFaults {
 }
 
 impl AddressSpace {
-    /// An address space over `views`, whose app view `tracker` watches. Starts the tracker.
-    pub fn new(views: OwnedViews, tracker: Arc<dyn Tracker>, counters: Arc<Counters>) -> Result<Arc<Self>, TrackError> {
+    /// An address space over `views`, whose app view `tracker` watches, and whose granules `thrash` is for. Starts the tracker.
+    pub fn new(
+        views: OwnedViews,
+        tracker: Arc<dyn Tracker>,
+        counters: Arc<Counters>,
+        thrash: ThrashOptions,
+    ) -> Result<Arc<Self>, TrackError> {
         let pages = views.pages();
-        let records = PageRecords::new(pages).map_err(|source| TrackError {
+        let no_room = |source| TrackError {
             operation: "reserving page records",
             pages: PageRange::of_len(PageIndex(0), pages),
             source,
             remedy: "Lower the heap's reservation or raise the limit of address space (ulimit -v)",
-        })?;
+        };
+        let records = PageRecords::new(pages).map_err(no_room)?;
+        let home = Arc::new(Home { views, pages: records });
+        let thrash = ThrashWatch::new(home.clone(), thrash, counters.clone()).map_err(no_room)?;
         let space = Arc::new(Self {
-            home: Arc::new(Home { views, pages: records }),
+            home,
             tracker: tracker.clone(),
             notifiers: Notifiers::new(),
             vmas: RankedRwLock::new(Rank::Mm, VmaMap::new(pages)),
             counters,
             readahead: Readahead::default(),
+            thrash,
             driver_threads: RwLock::new(Vec::new()),
             devices: Mutex::default(),
             cpu_faults: RwLock::new(()),
@@ -140,6 +157,11 @@ impl AddressSpace {
     /// The VMAs, under the address space's lock.
     pub fn vmas(&self) -> &RankedRwLock<VmaMap> {
         &self.vmas
+    }
+
+    /// Who fights over which granules.
+    pub fn thrash(&self) -> &ThrashWatch {
+        &self.thrash
     }
 
     /// What catches CPU accesses.
@@ -211,7 +233,7 @@ impl AddressSpace {
         let _touching = if waits { self.cpu_faults.read() } else { self.cpu_faults.try_read()? };
         let vmas = if waits { self.vmas.read() } else { self.vmas.try_read()? };
         let outcome = self.touch(&vmas, fault, blocking)?;
-        Counters::add(&self.counters.cpu_faults, 1);
+        Counters::add(&self.counters.cpu_faults, u64::from(!matches!(outcome, FaultOutcome::Later(_))));
         Some(outcome)
     }
 
@@ -220,6 +242,13 @@ impl AddressSpace {
         let Some(vma) = vmas.find(fault.page) else { return Some(self.refuse(fault.page)) };
         if fault.access == Access::Write && vma.permission() == Permission::ReadOnly {
             return Some(self.refuse(fault.page));
+        }
+        let state = self.home.pages.state(fault.page);
+        if state::takes_away(state, fault.access)
+            && let Verdict::Wait(time) = self.thrash.cpu_takes(fault.page, state)
+        {
+            // Asked again early, since the launch that it waits for may end before.
+            return Some(FaultOutcome::Later(time.min(ASK_AGAIN)));
         }
         let unit = self.tracker.unit(fault.page);
         // In a unit of several pages a permitted store opens them all, or it would fault for ever; loads open none too far.
@@ -315,6 +344,29 @@ impl AddressSpace {
         Ok(())
     }
 
+    /// Ends the pins of granules whose time is up: devices let go of the home pages, and what they ask for next is placed as usual.
+    /// For executors, between pieces of work and holding nothing.
+    pub(crate) fn end_pins(&self) {
+        for granule in self.thrash.take_due_pins() {
+            let range = granule.pages();
+            let _vmas = self.vmas.read();
+            let pages = &self.home.pages;
+            let _pages = pages.lock(range);
+            range.iter().for_each(|page| pages.pin_home(page, false));
+            Counters::add(&self.counters.unpins, 1);
+            if range.iter().all(|page| pages.state(page) != PageState::Remote) {
+                continue;
+            }
+            match self.notifiers.invalidate(range, Event::Migrate, None, Blocking::Yes) {
+                Ok(bracket) => {
+                    range.iter().for_each(|page| pages.set_state(page, PageState::Cpu));
+                    drop(bracket);
+                }
+                Err(error) => tracing::warn!(?range, "a device keeps reaching pages at home: {error}"),
+            }
+        }
+    }
+
     /// An access that no VMA allows: the thread gets its SIGSEGV.
     fn refuse(&self, page: PageIndex) -> FaultOutcome {
         self.refused.lock().insert(page);
@@ -372,6 +424,7 @@ impl AddressSpace {
     pub(super) fn erase(&self, range: PageRange) {
         let Home { views, pages } = &*self.home;
         range.iter().for_each(|page| pages.reset(page));
+        self.thrash.forget(range);
         if let Err(error) = views.punch(range) {
             tracing::warn!("memory is not given back: {error}");
             // What is mapped there next must not see it all the same.

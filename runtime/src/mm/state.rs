@@ -71,6 +71,15 @@ pub(crate) fn touched(state: PageState, touch: &Touch) -> PageState {
     }
 }
 
+/// Whether a CPU touch of a page in `state` takes something from devices.
+pub(crate) fn takes_away(state: PageState, access: Access) -> bool {
+    match state {
+        PageState::Cpu | PageState::Remote => false,
+        PageState::Shared => access == Access::Write,
+        PageState::Device(_) => true,
+    }
+}
+
 /// What the app view must lose before a page is copied to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lose {

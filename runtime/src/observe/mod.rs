@@ -65,6 +65,14 @@ counters! {
     evictions,
     /// Dirty pages copied home before their frames were needed.
     written_ahead,
+    /// Changes of a granule's ownership, and refaults of what was just evicted, that came too soon after the last.
+    bounces,
+    /// Times that a side had to wait because the other kept a granule for its minimum residency.
+    throttles,
+    /// Granules pinned at home because they were fought over.
+    pins,
+    /// Granules whose pin ended.
+    unpins,
     /// Commits that were undone because an invalidation came between.
     collisions,
     /// CPU faults caught by the tracker.

@@ -1,11 +1,14 @@
-//! Policies: what to move before it is asked for. Decisions over plain data: no locks, no I/O, no clocks of their own.
+//! Policies: what to move before it is asked for, and what to leave where it is. Decisions over plain data: no locks, no I/O, no
+//! clocks of their own.
 
 mod optimal;
 mod prefetch;
 mod readahead;
 mod replace;
+pub mod thrash;
 
 pub use optimal::{Misses, optimal};
 pub use prefetch::{Ahead, Prefetch};
 pub use readahead::{MAX_WINDOW, Readahead, Window};
 pub use replace::{Distance, GRANULE_PAGES, Granule, Replacement};
+pub use thrash::{ThrashOptions, ThrashPolicy};

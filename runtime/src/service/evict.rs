@@ -136,6 +136,11 @@ impl Service {
         } else {
             self.eviction.replacement.order(&mut granules, about);
         }
+        let thrash = self.space.thrash();
+        if thrash.is_on() {
+            // What was evicted and asked for again of late goes last.
+            granules.sort_by_key(|&(granule, _)| thrash.spares(granule));
+        }
         let pages = granules.iter().flat_map(|&(granule, _)| state.table.clip(granule.pages()).iter());
         let queue = pages.filter(|&page| self.may_go(&state, page, span)).collect();
         self.eviction.queue = queue;
@@ -154,6 +159,7 @@ impl Service {
         for &(page, _) in &victims {
             // Home is the truth; the CPU's next touch maps it.
             pages.set_state(page, evicted(pages.state(page), PageState::Device(mirror.number())));
+            self.space.thrash().evicted(page);
         }
         victims.len()
     }

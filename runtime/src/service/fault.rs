@@ -75,6 +75,8 @@ pub struct Served {
     pub refused: HashSet<PageIndex>,
     /// Pages that found no frame.
     pub short: usize,
+    /// Pages that their owner keeps for so much longer, ascending: their faults are to be served then.
+    pub held: Vec<(PageIndex, Duration)>,
 }
 
 /// What a page of a span needs.
@@ -118,7 +120,7 @@ fn neighbourhood(span: PageRange, vma: PageRange) -> PageRange {
 
 /// Fault service for one mirror. One thread uses it at a time; its buffers are kept between calls.
 pub struct Service {
-    space: Arc<AddressSpace>,
+    pub(super) space: Arc<AddressSpace>,
     pub(super) mirror: Arc<DeviceMirror>,
     registration: Arc<Mirror>,
     clock: RealClock,
@@ -181,8 +183,9 @@ impl Service {
         }
     }
 
-    /// Services `faults`. A span that fails does not hold up the others; the first error is returned at the end.
-    pub fn serve(&mut self, faults: &mut Vec<PageFault>) -> Result<Served, ServiceError> {
+    /// Services `faults`. A span that fails does not hold up the others; the first error is returned at the end. If `throttle`, pages
+    /// that the CPU or another device is to keep for a while are left out.
+    pub fn serve(&mut self, faults: &mut Vec<PageFault>, throttle: bool) -> Result<Served, ServiceError> {
         let start = Instant::now();
         let mut served = Served { duplicates: deduplicate(faults), ..Served::default() };
         Counters::add(&self.mirror.counters.duplicates, served.duplicates as u64);
@@ -194,6 +197,7 @@ impl Service {
         let usage = self.mirror.frames();
         self.filling = usage.limit.saturating_sub(usage.used) as usize <= 2 * faults.len();
         self.upgrade_to_pending(faults);
+        self.hold_off(faults, throttle, &mut served);
         self.contents.forget();
         let mut list = Vec::new();
         self.split_by_vma(faults, &mut list, &mut served);

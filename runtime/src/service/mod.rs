@@ -11,6 +11,7 @@ mod contents;
 mod epochs;
 mod evict;
 mod fault;
+mod hold;
 mod mirror;
 mod place;
 mod windows;

@@ -37,6 +37,7 @@ pub use guard::{FaultPathGuard, on_fault_path};
 
 use crate::addr::{Access, PAGE_SHIFT, PageIndex, PageRange};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The two mappings of one memfd. Lives as long as the heap; a tracker borrows it by copy.
 #[derive(Clone, Copy, Debug)]
@@ -130,6 +131,9 @@ pub enum FaultOutcome {
     /// The access is not allowed (no such mapping, or a read-only one): the thread gets a
     /// SIGSEGV or SIGBUS as it would from the kernel.
     Refused,
+    /// Not now: the thread goes on waiting, and the handler is asked again after about this time. Meanwhile other faults are
+    /// resolved.
+    Later(Duration),
 }
 
 /// A tracker's operation failed.

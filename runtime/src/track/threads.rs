@@ -25,6 +25,7 @@ impl HandlerThreads {
             let body = Arc::clone(&body);
             let thread = thread::Builder::new().name("vksvm-fault".into()).spawn(move || {
                 let _fault_path = FaultPathGuard::enter();
+                crate::prompt::make_prompt();
                 body(index);
             })?;
             self.0.lock().push(ManuallyDrop::new(thread));

@@ -9,4 +9,5 @@ mod plain;
 mod pressure;
 mod remote;
 mod rewrite;
+mod thrash;
 mod trap;

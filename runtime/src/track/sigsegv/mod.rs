@@ -258,6 +258,7 @@ impl Core {
             Some(match outcome {
                 FaultOutcome::Resolved => Answer::Retry,
                 FaultOutcome::Refused => Answer::Refused,
+                FaultOutcome::Later(_) => Answer::Later,
             })
         });
         if self.retire_at_exit.load(Ordering::Acquire) {

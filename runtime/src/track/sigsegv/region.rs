@@ -50,6 +50,8 @@ pub(super) enum Answer {
     Retry = 1,
     /// It is not allowed: on to the previous handler.
     Refused = 2,
+    /// It is tried again after a nap of the thread that wants it.
+    Later = 3,
 }
 
 /// A fault in a list, on the stack of the thread that waits for the answer.
@@ -285,6 +287,10 @@ impl Region {
                     let _ = futex::wait(answer, futex::Flags::PRIVATE, PENDING, None);
                 }
                 retry if retry == Answer::Retry as u32 => return Answer::Retry,
+                later if later == Answer::Later as u32 => {
+                    nap();
+                    return Answer::Retry;
+                }
                 _ => return Answer::Refused,
             }
         }
@@ -352,6 +358,12 @@ pub(super) fn resolve_in_region(address: usize, access: Access) -> Option<Answer
 
 fn current_thread() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()
+}
+
+/// Sleeps for a tenth of a millisecond, by a system call alone.
+fn nap() {
+    let never = AtomicU32::new(0);
+    let _ = futex::wait(&never, futex::Flags::PRIVATE, 0, Some(&futex::Timespec { tv_sec: 0, tv_nsec: 100_000 }));
 }
 
 /// Reverses a list that was just taken, so that the oldest fault comes first.

@@ -35,6 +35,7 @@ super::for_each_tracker! {
     a_system_call_on_an_unmapped_page_works_or_fails_cleanly,
     a_small_budget_of_mappings_suffices,
     several_handler_threads_resolve_at_once,
+    a_fault_that_is_put_off_is_asked_again_and_holds_up_no_other,
 }
 
 fn a_load_from_an_unmapped_page_is_reported_once_and_sees_the_contents(case: Case) {
@@ -456,6 +457,34 @@ fn several_handler_threads_resolve_at_once(case: Case) {
         assert!(!first.is_finished());
         second_done.store(true, Ordering::Release);
     });
+}
+
+fn a_fault_that_is_put_off_is_asked_again_and_holds_up_no_other(case: Case) {
+    let other_done = Arc::new(AtomicBool::new(false));
+    let (seen, asked) = (Arc::clone(&other_done), Arc::new(AtomicU32::new(0)));
+    let count = Arc::clone(&asked);
+    let t = Tracked::new(case.kind, 4, TrackerOptions::default(), move |tracker, fault| {
+        if fault.page.0 == 0 {
+            count.fetch_add(1, Ordering::Relaxed);
+            if !seen.load(Ordering::Acquire) {
+                return FaultOutcome::Later(Duration::from_millis(1));
+            }
+        }
+        map_as_needed(tracker, fault)
+    });
+    t.tracker.watch(pages(0, 4)).unwrap();
+    t.tracker.unmap(pages(0, 4)).unwrap();
+
+    std::thread::scope(|scope| {
+        let threads = [0, 1].map(|_| scope.spawn(|| t.memory.store(0, 1)));
+        while asked.load(Ordering::Relaxed) < 5 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        t.memory.store(1, 1);
+        assert!(threads.iter().all(|thread| !thread.is_finished()), "its threads wait");
+        other_done.store(true, Ordering::Release);
+    });
+    assert_eq!(t.memory.load(0), 1);
 }
 
 #[test]

@@ -1,17 +1,21 @@
 //! What was read from the descriptor and is still to be done.
 //!
-//! Two boxes. *Jobs* are for the threads that may wait. *Strays* are faults that a thread read which was after events (see
-//! `foreign.rs`): they are the reading thread's, which is rung for.
+//! Three boxes. *Jobs* are for the threads that may wait. *Strays* are faults that a thread read which was after events (see
+//! `foreign.rs`): they are the reading thread's, which is rung for. So are faults that the handler *put off*, with the time when it is to be
+//! asked again; their threads still wait, since nobody woke them.
 //!
-//! Lock protocol: both locks are leaves, held for a few instructions.
+//! Lock protocol: all locks are leaves, held for a few instructions.
 
 use super::raw::{Fault, Span};
+use crate::addr::PageIndex;
 use crate::track::{CpuFault, ForeignChange};
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
 
 /// Something to do that may take long.
 #[derive(Debug)]
@@ -28,7 +32,12 @@ pub(super) struct Mail {
     jobs: Mutex<(VecDeque<Job>, bool)>,
     arrived: Condvar,
     strays: Mutex<Vec<Fault>>,
+    put_off: Mutex<Vec<(Instant, CpuFault)>>,
+    /// How many are put off, so that the reading thread need not lock to see that there are none.
+    put_off_count: AtomicUsize,
     bell: OwnedFd,
+    /// Whether the bell may have been rung since it was last silenced.
+    rung: AtomicBool,
 }
 
 impl Mail {
@@ -37,6 +46,9 @@ impl Mail {
             jobs: Mutex::default(),
             arrived: Condvar::new(),
             strays: Mutex::default(),
+            put_off: Mutex::default(),
+            put_off_count: AtomicUsize::new(0),
+            rung: AtomicBool::new(false),
             bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         })
     }
@@ -69,13 +81,67 @@ impl Mail {
     /// Hands faults to the reading thread.
     pub(super) fn hand_over(&self, fault: Fault) {
         self.strays.lock().push(fault);
+        self.ring();
+    }
+
+    fn ring(&self) {
+        self.rung.store(true, Ordering::Release);
         // Fails only when the counter is full, and then it is readable as it should be.
         let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
     }
 
+    /// Keeps a fault until the handler is to be asked again.
+    pub(super) fn put_off(&self, until: Instant, fault: CpuFault) {
+        let mut put_off = self.put_off.lock();
+        put_off.push((until, fault));
+        self.put_off_count.store(put_off.len(), Ordering::Release);
+        drop(put_off);
+        // The reading thread may sleep for longer.
+        self.ring();
+    }
+
+    /// When the first of the faults put off is due.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        if self.put_off_count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        self.put_off.lock().iter().map(|&(due, _)| due).min()
+    }
+
+    /// Takes faults out that were put off: those that are due.
+    pub(super) fn due(&self) -> Vec<CpuFault> {
+        if self.put_off_count.load(Ordering::Acquire) == 0 {
+            return Vec::new();
+        }
+        let now = Instant::now();
+        self.take_put_off(|due, _| due <= now)
+    }
+
+    /// Takes faults out that were put off: those on `page`.
+    pub(super) fn withdraw(&self, page: PageIndex) -> Vec<CpuFault> {
+        if self.put_off_count.load(Ordering::Acquire) == 0 {
+            return Vec::new();
+        }
+        self.take_put_off(|_, fault| fault.page == page)
+    }
+
+    fn take_put_off(&self, which: impl Fn(Instant, &CpuFault) -> bool) -> Vec<CpuFault> {
+        let mut put_off = self.put_off.lock();
+        let mut taken = Vec::new();
+        put_off.retain(|(due, fault)| {
+            let take = which(*due, fault);
+            if take {
+                taken.push(*fault);
+            }
+            !take
+        });
+        self.put_off_count.store(put_off.len(), Ordering::Release);
+        taken
+    }
+
     /// What was handed over. For the reading thread.
     pub(super) fn strays(&self) -> Vec<Fault> {
-        if self.strays.lock().is_empty() {
+        if !self.rung.swap(false, Ordering::AcqRel) {
             return Vec::new();
         }
         // Silenced first: a bell rung after this stands for a fault that is taken now or next time.
@@ -83,7 +149,7 @@ impl Mail {
         std::mem::take(&mut *self.strays.lock())
     }
 
-    /// Readable when there are strays.
+    /// Readable when there are strays, or something was put off.
     pub(super) fn bell(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }

@@ -10,12 +10,13 @@ use super::mail::Job;
 use super::raw::{Fault, Message, Report, Span};
 use crate::addr::{Access, PAGE_SIZE, PageIndex, PageRange};
 use bytemuck::Zeroable;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::mm::MprotectFlags;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::with_exposed_provenance_mut;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// Messages read at once.
 const MAX_BATCH: usize = 64;
@@ -25,6 +26,9 @@ impl Core {
     pub(super) fn read_faults(&self, handler: &dyn FaultHandler) {
         let mut messages = [Message::zeroed(); MAX_BATCH];
         while !self.stopping.load(Ordering::Acquire) {
+            for fault in self.mail.due() {
+                self.serve_page(handler, fault, false);
+            }
             match self.read(&mut messages) {
                 Ok(messages) => self.serve_batch(handler, messages),
                 Err(Errno::INTR) => {}
@@ -49,8 +53,10 @@ impl Core {
             PollFd::from_borrowed_fd(self.mail.bell(), PollFlags::IN),
             PollFd::new(&self.stop_event, PollFlags::IN),
         ];
+        let left = self.mail.next_due().map(|due| due.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
         // An error (EINTR, ENOMEM) leads to another read, which is harmless.
-        let _ = poll(&mut sources, None);
+        let _ = poll(&mut sources, left.as_ref());
     }
 
     fn serve_batch(&self, handler: &dyn FaultHandler, messages: &[Message]) {
@@ -76,7 +82,18 @@ impl Core {
         let Some(page) = self.views.app_page(address).filter(|&page| !self.gone.has(page)) else {
             return self.serve_stranger(address);
         };
-        let fault = CpuFault { page, access, thread };
+        // One question for all who wait for the page, or the answer to one would be undone for the next.
+        let before = self.mail.withdraw(page).into_iter().map(|fault| fault.access).max();
+        let access = before.map_or(access, |before| before.max(access));
+        self.serve_page(handler, CpuFault { page, access, thread }, true);
+    }
+
+    /// A fault on a page of ours, for the first time or again.
+    fn serve_page(&self, handler: &dyn FaultHandler, fault: CpuFault, first: bool) {
+        let page = fault.page;
+        if !first && self.gone.has(page) {
+            return self.serve_stranger(self.views.app_address(page));
+        }
         if self.has_gaps.load(Ordering::Acquire) {
             let page = PageRange::single(page);
             // Held until the page is mapped, so that nobody watches and unmaps it in between.
@@ -88,7 +105,7 @@ impl Core {
                 return self.wake(fault.page);
             }
         }
-        self.faults.fetch_add(1, Ordering::Relaxed);
+        self.faults.fetch_add(u64::from(first), Ordering::Relaxed);
         match resolve_at_once(handler, fault) {
             Some(outcome) => self.answer(fault, outcome),
             None => self.mail.post(Job::Fault(fault)),
@@ -112,8 +129,10 @@ impl Core {
     }
 
     fn answer(&self, fault: CpuFault, outcome: FaultOutcome) {
-        if outcome == FaultOutcome::Refused {
-            self.refuse(fault.page, fault.access);
+        match outcome {
+            FaultOutcome::Resolved => {}
+            FaultOutcome::Refused => self.refuse(fault.page, fault.access),
+            FaultOutcome::Later(time) => return self.mail.put_off(Instant::now() + time, fault),
         }
         self.wake(fault.page);
     }
