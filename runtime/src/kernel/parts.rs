@@ -54,7 +54,7 @@ impl Executor {
             self.service.protect(part);
             faults.extend(mirror.missing(part, access).map(|page| PageFault { page, access }));
         }
-        let served = if faults.is_empty() { Ok(None) } else { self.service.serve(&mut faults).map(Some) };
+        let served = if faults.is_empty() { Ok(None) } else { self.service.serve(&mut faults, false).map(Some) };
         self.faults = faults;
         served.map_err(|error| self.failed(job, error))?;
         Ok(parts.into_iter().map(|(part, _)| part).collect())
