@@ -145,9 +145,9 @@ fn in_any_tenth_of_a_second_each_side_makes_a_quarter_of_the_others_progress() {
                 stats.pins
             );
             assert!(stats.bounces > 0, "nothing was fought over");
-            assert!(worst >= 0.25, "{policy:?}: one side made {worst:.3} of the other's progress");
             enough = judged * 4 >= samples.len();
             if enough {
+                assert!(worst >= 0.25, "{policy:?}: one side made {worst:.3} of the other's progress");
                 break;
             }
         }
@@ -187,7 +187,9 @@ fn launches_and_cpu_stores_both_go_on_in_replay_mode() {
         println!("{policy:?}: {device} launches, {cpu} stores, {longest:?} between two at most\n{}", svm.stats());
         assert_eq!(word(&words, 0).load(Ordering::Relaxed), device * 1000);
         assert_eq!(word(&words, 64).load(Ordering::Relaxed), cpu);
-        assert!(device >= 10 && cpu >= 10, "{device} launches, {cpu} stores");
+        // Without the policy nothing is promised.
+        let enough = device >= 10 && cpu >= 10;
+        assert!(enough || policy == ThrashPolicy::Off, "{policy:?}: {device} launches, {cpu} stores");
     }
 }
 
