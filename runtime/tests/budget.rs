@@ -217,7 +217,8 @@ fn each_allocation_that_is_refused_is_an_error_that_says_so_and_loses_nothing() 
         for placement in [Placement::Copy, Placement::Remote] {
             let allocations = refuse_each_allocation(tracker, placement);
             println!("{tracker}, {placement:?}: {allocations} allocations");
-            assert!(allocations > 10);
+            // Shared memory and windows alone are some; frames and staging come on top.
+            assert!(allocations > 5, "what was refused?");
         }
     }
 }
