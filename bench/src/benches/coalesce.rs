@@ -1,6 +1,7 @@
 //! `coalesce`: which service operations, and which bytes, a pattern of misses leads to.
 
 use super::memory::Memcpy;
+use super::pages::{SinglePages, miss};
 use crate::harness::{Samples, Suite, Wanted, seconds};
 use crate::kernels::{WALK_GROUP, idempotent};
 use crate::spirv;
@@ -35,7 +36,38 @@ pub(super) fn run(suite: &mut Suite) -> Result<()> {
     for (name, list) in patterns {
         pattern(suite, &name, pages, &list, 1)?;
     }
-    pattern(suite, "stream", pages, &every(1), 32)
+    pattern(suite, "stream", pages, &every(1), 32)?;
+    small_vmas(suite, pages / 16)
+}
+
+/// Pages that each are a VMA of their own: the largest batch of the smallest spans.
+fn small_vmas(suite: &mut Suite, count: usize) -> Result<()> {
+    let svms = [suite.open(|builder| builder)?, suite.open(|builder| builder.prefetch(false))?];
+    let mut parts = Vec::new();
+    for svm in &svms {
+        let pages = SinglePages::new(svm, count)?;
+        let (base, list) = pages.list();
+        parts.push((idempotent(svm, "touch", spirv!("touch"))?, pages, base, list));
+    }
+    let mut memcpy = Memcpy::new(64 << 20);
+    let mut stats = Vec::new();
+    let name = format!("{count} VMAs of a page");
+    let samples = suite.interleave(&name, ROUNDS, 3, |which| {
+        let Some((kernel, _, base, list)) = parts.get(which) else { return Ok(memcpy.seconds(count * 4096)) };
+        let (time, report) = miss(&svms[which], kernel, *base, list)?;
+        if which == 0 {
+            stats.push(report);
+        }
+        Ok(time * count as f64)
+    })?;
+    let own = &samples[0];
+    let row = suite.row(&name, "launch", "s", own);
+    row.against("without prefetch", own, &samples[1]).limited_by("memcpy", &samples[2], own);
+    let figure = |f: &dyn Fn(&Stats) -> f64| Samples(stats[1..].iter().map(f).collect());
+    let operations = figure(&|stats| count as f64 / stats.ranges.max(1) as f64);
+    suite.row(&name, "pages per service operation", "", &operations);
+    suite.row(&name, "bytes moved / needed", "", &figure(&|stats| stats.pages_in as f64 / count as f64));
+    Ok(())
 }
 
 /// Runs one pattern, in so many launches, in two runtimes: with prefetch and without.

@@ -7,6 +7,7 @@ mod hmm;
 mod invalidate;
 mod memory;
 mod oversub;
+mod pages;
 mod resident;
 mod rewrite;
 mod scale;

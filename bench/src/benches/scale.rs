@@ -1,14 +1,14 @@
 //! `scale`: how cost grows with the number of VMAs, the size of the heap, and the number of CPU threads.
 
+use super::pages::{SinglePages, miss};
 use crate::harness::{Samples, Suite, Wanted, seconds};
-use crate::kernels::{WALK_GROUP, idempotent};
+use crate::kernels::idempotent;
 use crate::spirv;
 use anyhow::{Result, ensure};
 use rand::rngs::SmallRng;
 use rand::{SeedableRng, seq::index};
-use std::alloc::Layout;
-use std::ptr::NonNull;
-use vksvm::{Heap, Kernel, Stats, Svm};
+use vksvm::device::soft::{SoftContext, SoftOptions};
+use vksvm::{Kernel, Svm};
 
 const ROUNDS: u32 = 5;
 /// Pages missed a round.
@@ -17,57 +17,81 @@ const FAULTS: usize = 4096;
 pub(super) fn run(suite: &mut Suite) -> Result<()> {
     vmas(suite)?;
     heaps(suite)?;
-    threads(suite)
+    threads(suite)?;
+    devices(suite)
 }
 
-/// Single pages, a VMA each.
-struct Pages {
-    heap: Heap,
-    pages: Vec<NonNull<u8>>,
-}
+/// Pages that all devices share.
+const SHARED: usize = 4096;
 
-/// Larger than a page in alignment: such allocations get a VMA of their own.
-fn layout() -> Layout {
-    Layout::from_size_align(4096, 8192).expect("a valid layout")
-}
-
-impl Pages {
-    fn new(svm: &Svm, count: usize) -> Result<Self> {
-        let mut pages = Self { heap: svm.heap(), pages: Vec::with_capacity(count) };
-        for _ in 0..count {
-            pages.pages.push(pages.heap.alloc(layout())?.cast());
+/// Reference devices on one heap: all read what the CPU wrote, then each adds to what the one before it left.
+fn devices(suite: &mut Suite) -> Result<()> {
+    let counts = [1usize, 2, 4, 8];
+    let mut parts = Vec::new();
+    for &count in &counts {
+        let soft = || Svm::builder().soft_device(SoftOptions::default()).heap_bytes(1 << 30);
+        let mut svms = vec![soft().build()?];
+        for _ in 1..count {
+            let next = soft().share_heap_with(&svms[0]).build()?;
+            svms.push(next);
         }
-        Ok(pages)
+        let kernels: Vec<(Kernel, Kernel)> = svms.iter().map(soft_kernels).collect::<Result<_>>()?;
+        let data = svms[0].heap().vec_zeroed::<u32>(SHARED * 1024)?;
+        let sums = svms[0].heap().vec_zeroed::<u32>(SHARED)?;
+        parts.push((data, sums, kernels, svms));
     }
-}
-
-impl Drop for Pages {
-    fn drop(&mut self) {
-        for &page in &self.pages {
-            // SAFETY: allocated in `new` with this layout; no launch runs any more.
-            unsafe { self.heap.dealloc(page, layout()) };
+    let mut passed = vec![Vec::new(); counts.len()];
+    let samples = suite.interleave("soft devices", ROUNDS, counts.len(), |which| {
+        let (data, sums, kernels, _) = &mut parts[which];
+        for page in 0..SHARED {
+            data[page * 1024] = page as u32;
+        }
+        let grid = [SHARED as u32 / 64, 1, 1];
+        let (read, done) = seconds(|| {
+            kernels
+                .iter()
+                .try_for_each(|(read, _)| read.launch(grid).read(&data[..]).write(&mut sums[..]).run().map(drop))
+        });
+        done?;
+        ensure!(sums.iter().enumerate().all(|(page, &value)| value == page as u32), "a device read something else");
+        let (add, done) =
+            seconds(|| kernels.iter().try_for_each(|(_, add)| add.launch(grid).write(&mut data[..]).run().map(drop)));
+        done?;
+        let added = kernels.len() as u32;
+        ensure!((0..SHARED).all(|page| data[page * 1024] == page as u32 + added), "an addition was lost");
+        let faults = (SHARED * kernels.len()) as f64;
+        passed[which].push(add / faults);
+        Ok(read / faults)
+    })?;
+    // The warm-up's.
+    let passed: Vec<Samples> = passed.into_iter().map(|times| Samples(times[1..].to_vec())).collect();
+    for (at, &count) in counts.iter().enumerate() {
+        let case = format!("{count} soft devices");
+        for (metric, samples) in [("shared for reading, per fault", &samples), ("passed around, per fault", &passed)] {
+            let row = suite.row(&case, metric, "s", &samples[at]);
+            row.against("1 device", &samples[at], &samples[0]).at(count as f64);
+            row.device = "soft".into();
         }
     }
+    Ok(())
 }
 
-/// Writes the pages on the CPU, misses them on the device; seconds for each fault.
-fn miss(svm: &Svm, kernel: &Kernel, base: *mut u8, pages: &[u32]) -> Result<(f64, Stats)> {
-    for (n, &page) in pages.iter().enumerate() {
-        // SAFETY: callers name pages of their own memory, all of it allocated.
-        unsafe { base.add(page as usize * 4096).cast::<u32>().write(n as u32) };
-    }
-    let heap = svm.heap();
-    let list = heap.vec_from_slice(pages)?;
-    let mut out = heap.vec_from_slice(&vec![0u32; pages.len()])?;
-    let n = pages.len() as u32;
-    let (time, report) = seconds(|| {
-        // SAFETY: as above; nobody else accesses the pages while the launch runs.
-        let launch = unsafe { kernel.launch([n.div_ceil(WALK_GROUP), 1, 1]).pointer(base) };
-        launch.read(&list[..]).write(&mut out[..]).value(n).value(0u32).run()
-    });
-    let report = report?;
-    ensure!(out.iter().enumerate().all(|(n, &value)| value == n as u32), "the kernel read something else");
-    Ok((time / pages.len() as f64, report))
+/// One reads a word of each page, the other adds to it.
+fn soft_kernels(svm: &Svm) -> Result<(Kernel, Kernel)> {
+    let read = |invocation: &mut SoftContext<'_>| {
+        let [from, into] = invocation.arguments::<[u64; 2]>();
+        let page = u64::from(invocation.global_id()[0]);
+        let value: u32 = invocation.load(from + page * 4096);
+        invocation.store(into + page * 4, value);
+    };
+    let add = |invocation: &mut SoftContext<'_>| {
+        let at = invocation.arguments::<u64>() + u64::from(invocation.global_id()[0]) * 4096;
+        invocation.atomic_add(at, 1);
+    };
+    // SAFETY: both access the arrays that their launches name, through the context only.
+    let read = unsafe { svm.soft_kernel("read", [64, 1, 1], 16, read) }?.idempotent();
+    // SAFETY: as above.
+    Ok((read, unsafe { svm.soft_kernel("add", [64, 1, 1], 8, add) }?))
 }
 
 fn vmas(suite: &mut Suite) -> Result<()> {
@@ -92,11 +116,11 @@ fn vmas(suite: &mut Suite) -> Result<()> {
             let list = chosen.into_iter().map(|at| all[at]).collect::<Vec<_>>();
             (Holder::Blocks(blocks), base, list)
         } else {
-            let pages = Pages::new(&svm, count)?;
-            let base = pages.pages.iter().map(|page| page.as_ptr() as u64).min().unwrap_or(0);
+            let pages = SinglePages::new(&svm, count)?;
+            let (base, all) = pages.list();
             let chosen = index::sample(&mut SmallRng::seed_from_u64(17), count, FAULTS);
-            let list = chosen.into_iter().map(|at| ((pages.pages[at].as_ptr() as u64 - base) / 4096) as u32).collect();
-            (Holder::Pages(pages), base, list)
+            let list = chosen.into_iter().map(|at| all[at]).collect();
+            (Holder::Pages(pages), base as u64, list)
         };
         parts.push((pages, kernel, svm, base, list));
     }
@@ -118,11 +142,11 @@ fn vmas(suite: &mut Suite) -> Result<()> {
 #[allow(dead_code, reason = "held for its drop")]
 enum Holder {
     Blocks(Vec<vksvm::SvmVec<u32>>),
-    Pages(Pages),
+    Pages(SinglePages),
 }
 
 fn heaps(suite: &mut Suite) -> Result<()> {
-    let sizes = suite.size(vec![1u64, 16, 64, 256], vec![1, 16]);
+    let sizes = suite.size(vec![1u64, 16, 64, 256, 1000], vec![1, 16, 64]);
     let mut parts = Vec::new();
     for &gib in &sizes {
         let svm = suite.open(|builder| builder)?;

@@ -1,14 +1,19 @@
 //! `sparse`: a share of the pages of a large array touched by a kernel, in random order.
 //!
-//! Peers: copying the whole array to the device first, and a kernel that reads host-visible memory where it lies.
+//! Peers: copying the whole array to the device first, and a kernel that reads host memory where it lies, imported with
+//! `VK_EXT_external_memory_host` (where that is not to be had, a buffer that the host sees).
 
-use crate::harness::{Suite, Wanted, seconds};
+use crate::harness::{Samples, Suite, Wanted, seconds};
 use crate::kernels::{Push, Raw, WALK_GROUP, contents, idempotent};
 use crate::spirv;
 use anyhow::{Result, ensure};
 use rand::rngs::SmallRng;
 use rand::{SeedableRng, seq::index};
-use vksvm::device::vulkan::RawMemory;
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use vksvm::device::vulkan::{RawBuffer, RawMemory, VulkanDevice};
+use vksvm::device::{Device, HomeWindow};
 
 const ROUNDS: u32 = 7;
 const WORDS: usize = 1024;
@@ -21,9 +26,10 @@ pub(super) fn run(suite: &mut Suite) -> Result<()> {
     let kernel = idempotent(&svm, "touch", spirv!("touch"))?;
     // The peers' array: the host writes it and the device can read it in place.
     let mut raw = Raw::new(&svm)?;
-    let visible = raw.device.raw_buffer(bytes, RawMemory::Upload)?;
+    let visible = HostMemory::new(&raw.device, bytes)?;
+    let peer = visible.name();
     let device = raw.device.raw_buffer(bytes, RawMemory::Device)?;
-    let host = visible.host().expect("upload memory is mapped").cast::<u32>().as_ptr();
+    let host = visible.host.cast::<u32>().as_ptr();
     let mut data = heap.vec_zeroed::<u32>(pages * WORDS)?;
     for page in 0..pages {
         // SAFETY: in bounds; no kernel runs.
@@ -42,6 +48,7 @@ pub(super) fn run(suite: &mut Suite) -> Result<()> {
         let right = |out: &[u32]| out.iter().zip(&list).all(|(&out, &page)| out == page ^ 0xa5a5);
         let case = format!("{} % of {} MiB", share * 100.0, bytes >> 20);
         let mut moved = 0;
+        let mut stats = Vec::new();
         let samples = suite.interleave(&case, ROUNDS, 3, |which| {
             let time = match which {
                 0 => {
@@ -53,14 +60,16 @@ pub(super) fn run(suite: &mut Suite) -> Result<()> {
                         let launch = kernel.launch([groups, 1, 1]).read(&data[..]).read(&shared[..]);
                         launch.write(&mut out[..]).value(n as u32).value(0u32).run()
                     });
-                    moved = report?.pages_in;
+                    let report = report?;
+                    moved = report.pages_in;
+                    stats.push(report);
                     ensure!(right(&out), "the kernel read something else");
                     time
                 }
                 _ => {
-                    let array = if which == 1 { &device } else { &visible };
+                    let array = if which == 1 { device.address() } else { visible.address };
                     let push =
-                        Push::default().address(array).address(&raw_list).address(&raw_out).add(n as u32).add(0u32);
+                        Push::default().add(array.0).address(&raw_list).address(&raw_out).add(n as u32).add(0u32);
                     let (time, done) = seconds(|| -> Result<()> {
                         if which == 1 {
                             let to = device.host().expect("device memory is mapped on a software device");
@@ -83,9 +92,65 @@ pub(super) fn run(suite: &mut Suite) -> Result<()> {
         if share == 0.01 {
             row.wanted(Wanted::RatioAtMost(1.0 / 20.0));
         }
-        suite.row(&case, "launch", "s", &samples[0]).against("host-visible memory", &samples[0], &samples[2]);
-        let needed = crate::harness::Samples(vec![moved as f64 / n as f64]);
+        suite.row(&case, "launch", "s", &samples[0]).against(peer, &samples[0], &samples[2]);
+        let part =
+            |f: fn(&vksvm::Stats) -> u64| Samples(stats[1..].iter().map(|stats| f(stats) as f64 / 1e9).collect());
+        suite.row(&case, "of it dispatches", "s", &part(|stats| stats.kernel_nanos));
+        suite.row(&case, "of it service", "s", &part(|stats| stats.service_nanos));
+        let needed = Samples(vec![moved as f64 / n as f64]);
         suite.row(&case, "pages moved / needed", "", &needed);
     }
     Ok(())
+}
+
+/// Memory of the host that kernels read where it is.
+struct HostMemory {
+    host: NonNull<u8>,
+    address: vksvm::addr::DeviceAddress,
+    kind: Kind,
+}
+
+enum Kind {
+    /// Given back to the device before the memory is freed.
+    Imported(Option<Arc<dyn HomeWindow>>, Layout),
+    #[allow(dead_code, reason = "held for its drop")]
+    Buffer(RawBuffer),
+}
+
+impl HostMemory {
+    fn new(device: &VulkanDevice, bytes: usize) -> Result<Self> {
+        if device.info().import.is_some() {
+            let layout = Layout::from_size_align(bytes, 2 << 20)?;
+            // SAFETY: the size is not zero.
+            let Some(host) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
+            // SAFETY: freed in `drop`, after the window.
+            match unsafe { device.import(host, bytes) } {
+                Ok(window) => {
+                    return Ok(Self { host, address: window.address(), kind: Kind::Imported(Some(window), layout) });
+                }
+                // SAFETY: allocated above with this layout; nobody else knows it.
+                Err(_) => unsafe { dealloc(host.as_ptr(), layout) },
+            }
+        }
+        let buffer = device.raw_buffer(bytes, RawMemory::Upload)?;
+        let host = buffer.host().expect("upload memory is mapped");
+        Ok(Self { host, address: buffer.address(), kind: Kind::Buffer(buffer) })
+    }
+
+    fn name(&self) -> &'static str {
+        match self.kind {
+            Kind::Imported(..) => "imported host memory",
+            Kind::Buffer(_) => "host-visible memory",
+        }
+    }
+}
+
+impl Drop for HostMemory {
+    fn drop(&mut self) {
+        if let Kind::Imported(window, layout) = &mut self.kind {
+            drop(window.take());
+            // SAFETY: allocated in `new` with this layout; no kernel runs, and the device has let go of it.
+            unsafe { dealloc(self.host.as_ptr(), *layout) };
+        }
+    }
 }

@@ -9,6 +9,7 @@ mod frames;
 pub mod layout;
 mod queue;
 pub mod soft;
+mod stream;
 mod table;
 pub mod vulkan;
 
@@ -240,6 +241,13 @@ pub trait Device: Send + Sync {
     /// # Safety
     /// As for [`Device::copy_in`].
     unsafe fn fill_zero(&self, fills: &[PageCopy]) -> Result<(), DeviceError>;
+
+    /// Where the host finds `bytes` bytes of frames that start at `device`, if it can reach them. What it reads there is what
+    /// all dispatches that have been waited for left.
+    fn host_frames(&self, device: DeviceAddress, bytes: usize) -> Option<NonNull<u8>> {
+        let _ = (device, bytes);
+        None
+    }
 
     /// Runs a dispatch and waits for its end. Host writes to shared memory made before are visible to it, and
     /// its writes to shared memory are visible to the host after. Returns the time it took.

@@ -42,6 +42,8 @@ use std::time::{Duration, Instant};
 /// Most workgroups of one slice: bounds the work list and the replay map.
 const MAX_SLICE: u32 = 1 << 18;
 const _: () = assert!(MAX_SLICE as usize == area::SLOTS);
+/// Slices that miss pages are shortened, but not below this many workgroups.
+const SCOUT: u32 = 1024;
 /// How long a dispatch should take at most; slices adapt to it.
 const SLICE_TIME: Duration = Duration::from_millis(20);
 /// Copies of straddling objects, per dispatch.
@@ -143,6 +145,8 @@ pub(crate) struct Executor {
     // Kept alive for the control block, which points to it.
     _bounce: Box<dyn SharedMemory>,
     slice: u32,
+    /// Whether pages were missed since this was last reset.
+    missed: bool,
     pub(super) entries: Vec<FaultEntry>,
     pub(super) faults: Vec<PageFault>,
     /// Pages that faulted since the attempt began: new ones are progress.
@@ -230,6 +234,7 @@ impl Executor {
             units,
             _bounce: bounce,
             slice: 1 << 14,
+            missed: false,
             entries: Vec::new(),
             faults: Vec::new(),
             seen: HashSet::new(),
@@ -291,6 +296,7 @@ impl Executor {
         while first < total {
             let count = self.slice.min(finest).min(part.unwrap_or(u32::MAX)).min(total - first);
             let list = WorkList::Span { first, count };
+            self.missed = false;
             if part.is_some() {
                 let parts = self.bring_part(job, first, count, total)?;
                 self.run_list(job, list)?;
@@ -299,6 +305,11 @@ impl Executor {
                 self.run_list(job, list)?;
             }
             first += count;
+            if self.missed && count > SCOUT {
+                // What misses is run twice, slowly the first time. A short slice tells as well as a long one where the kernel is going, and
+                // what comes next can be there before it.
+                self.slice = (count / 4).max(SCOUT);
+            }
         }
         Ok(())
     }
@@ -485,6 +496,7 @@ impl Executor {
         let drained = self.queue.drain(self.mirror.epochs().control(), &mut self.entries);
         Counters::add(&self.counters.device_faults, u64::from(drained.entries));
         Counters::add(&self.counters.lost_faults, u64::from(drained.lost));
+        self.missed |= drained.entries > 0;
         if drained.entries == 0 {
             self.adapt_slice(list.len(), time);
         }

@@ -1,5 +1,6 @@
 //! The CPU side: address space, page records, VMAs and what can be done with them, heap.
 
+mod background;
 pub mod copy;
 mod foreign;
 pub mod heap;

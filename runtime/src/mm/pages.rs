@@ -20,6 +20,7 @@ const WAITED_FOR: u32 = 1 << 3;
 const ACCESSED: u32 = 1 << 4;
 const DIRTY: u32 = 1 << 5;
 const PINNED: u32 = 1 << 6;
+const FILLED: u32 = 1 << 7;
 const OWNER_SHIFT: u32 = 8;
 const OWNER: u32 = 0xff << OWNER_SHIFT;
 const FAULTS_SHIFT: u32 = 16;
@@ -117,12 +118,7 @@ impl PageRecords {
 
     /// Changes a page's state. The caller holds its lock.
     pub fn set_state(&self, page: PageIndex, state: PageState) {
-        let bits = match state {
-            PageState::Cpu => 0,
-            PageState::Shared => 1,
-            PageState::Device(device) => 2 | (u32::from(device.0) << OWNER_SHIFT),
-            PageState::Remote => 3,
-        };
+        let bits = state_bits(state);
         let record = self.record(page);
         debug_assert!(record.load(Ordering::Relaxed) & LOCKED != 0, "the state of {page} changes without its lock");
         self.update(page, |old| old & !(STATE | OWNER) | bits);
@@ -148,7 +144,30 @@ impl PageRecords {
 
     /// Counts a device fault.
     pub fn count_fault(&self, page: PageIndex) {
-        self.update(page, |old| if old >> FAULTS_SHIFT == FAULTS_MAX { old } else { old + (1 << FAULTS_SHIFT) });
+        self.update(page, counted);
+    }
+
+    /// Whether the home page is known to have contents, and so memory. "No" says nothing.
+    pub fn is_filled(&self, page: PageIndex) -> bool {
+        self.record(page).load(Ordering::Acquire) & FILLED != 0
+    }
+
+    /// The home page was found to have contents, or was given some. Kept until [`reset`](Self::reset). Needs no lock.
+    pub fn set_filled(&self, page: PageIndex) {
+        if !self.is_filled(page) {
+            self.record(page).fetch_or(FILLED, Ordering::AcqRel);
+        }
+    }
+
+    /// What a commit changes, in one step: the state, the count of faults if the page was `asked` for, and whether it is known to
+    /// have contents. The caller holds the page's lock.
+    pub fn settle(&self, page: PageIndex, state: PageState, asked: bool, filled: bool) {
+        let bits = state_bits(state) | if filled { FILLED } else { 0 };
+        debug_assert!(self.record(page).load(Ordering::Relaxed) & LOCKED != 0, "{page} is settled without its lock");
+        self.update(page, |old| {
+            let old = if asked { counted(old) } else { old };
+            old & !(STATE | OWNER) | bits
+        });
     }
 
     /// Forgets a page's history: it is unmapped or discarded. The caller holds its lock.
@@ -195,6 +214,19 @@ impl PageRecords {
             held.range.end = page.plus(1);
         }
         held
+    }
+
+    /// Locks all pages of several ranges, which ascend and do not overlap, waiting for each.
+    pub fn lock_all<'a>(&'a self, ranges: &'a [PageRange]) -> ManyPagesGuard<'a> {
+        debug_assert!(
+            ranges.windows(2).all(|pair| pair[0].end <= pair[1].start),
+            "page locks are taken by ascending page"
+        );
+        let held = ranges.first().map(|range| rank::page_locked(range.start));
+        for page in ranges.iter().flat_map(|range| range.iter()) {
+            self.lock_one(page);
+        }
+        ManyPagesGuard { records: self, ranges, _held: held }
     }
 
     /// Locks one page if it is free.
@@ -263,6 +295,20 @@ impl Drop for PageRecords {
     }
 }
 
+fn state_bits(state: PageState) -> u32 {
+    match state {
+        PageState::Cpu => 0,
+        PageState::Shared => 1,
+        PageState::Device(device) => 2 | (u32::from(device.0) << OWNER_SHIFT),
+        PageState::Remote => 3,
+    }
+}
+
+/// The record with one more fault.
+fn counted(record: u32) -> u32 {
+    if record >> FAULTS_SHIFT == FAULTS_MAX { record } else { record + (1 << FAULTS_SHIFT) }
+}
+
 fn state_of(record: u32) -> PageState {
     match record & STATE {
         0 => PageState::Cpu,
@@ -290,6 +336,21 @@ impl PagesGuard<'_> {
 impl Drop for PagesGuard<'_> {
     fn drop(&mut self) {
         for page in self.range.iter() {
+            self.records.unlock_one(page);
+        }
+    }
+}
+
+/// Locked pages of several ranges; unlocks them when dropped.
+pub struct ManyPagesGuard<'a> {
+    records: &'a PageRecords,
+    ranges: &'a [PageRange],
+    _held: Option<Held>,
+}
+
+impl Drop for ManyPagesGuard<'_> {
+    fn drop(&mut self) {
+        for page in self.ranges.iter().flat_map(|range| range.iter()) {
             self.records.unlock_one(page);
         }
     }

@@ -16,6 +16,7 @@
 //! The mapping is changed only after the bracket has started, and before it ends: what the device wrote is at home before the
 //! CPU can read it (I3), and no device entry to a copy is left when the CPU may write (I2).
 
+use super::background::Background;
 use super::heap::{HeapError, PageSource};
 use super::pages::{DeviceNumber, PageInfo, PageRecords, PageState, PagesGuard};
 use super::state::{self, Touch};
@@ -57,6 +58,7 @@ pub struct AddressSpace {
     readahead: Readahead,
     /// Who fights over which granules.
     thrash: ThrashWatch,
+    background: Background,
     /// Threads of devices' drivers, by kernel id.
     driver_threads: RwLock<Vec<u32>>,
     /// Numbers of devices that are in use, one bit each.
@@ -134,6 +136,7 @@ impl AddressSpace {
             counters,
             readahead: Readahead::default(),
             thrash,
+            background: Background::default(),
             driver_threads: RwLock::new(Vec::new()),
             devices: Mutex::default(),
             cpu_faults: RwLock::new(()),
@@ -222,7 +225,7 @@ impl AddressSpace {
     }
 
     /// Nothing if it would have to wait and `blocking` forbids it; then nothing was decided.
-    fn cpu_fault(&self, fault: CpuFault, blocking: Blocking) -> Option<FaultOutcome> {
+    fn cpu_fault(self: &Arc<Self>, fault: CpuFault, blocking: Blocking) -> Option<FaultOutcome> {
         // Waits for nobody: the dispatch that the thread is part of may hold the gate that others wait for.
         if self.driver_threads.read().contains(&fault.thread) {
             Counters::add(&self.counters.cpu_faults, 1);
@@ -238,7 +241,7 @@ impl AddressSpace {
     }
 
     /// A fault under the address space's lock.
-    fn touch(&self, vmas: &VmaMap, fault: CpuFault, blocking: Blocking) -> Option<FaultOutcome> {
+    fn touch(self: &Arc<Self>, vmas: &VmaMap, fault: CpuFault, blocking: Blocking) -> Option<FaultOutcome> {
         let Some(vma) = vmas.find(fault.page) else { return Some(self.refuse(fault.page)) };
         if fault.access == Access::Write && vma.permission() == Permission::ReadOnly {
             return Some(self.refuse(fault.page));
@@ -256,6 +259,8 @@ impl AddressSpace {
             && vmas.find_overlapping(unit).any(|vma| vma.permission() == Permission::ReadOnly);
         let allowed = if read_only { Protection::ReadOnly } else { Protection::ReadWrite };
         let pages = &self.home.pages;
+        let on_device = |page| matches!(pages.state(page), PageState::Device(_));
+        let was_on_device = on_device(fault.page);
         let held = match blocking {
             Blocking::Yes => pages.lock(unit),
             Blocking::No => pages.try_lock_all(unit)?,
@@ -263,9 +268,14 @@ impl AddressSpace {
         // A store takes pages away from devices, which those ahead may never need: only loads, and what no device has, go ahead.
         let copied = matches!(pages.state(fault.page), PageState::Shared | PageState::Device(_));
         let takes_away = fault.access == Access::Write && copied;
-        let window = self.readahead.window(fault.page, vma.range.end.0.saturating_sub(fault.page.0));
+        // Somebody brought it home while this fault waited, and what lies ahead along with it.
+        let overtaken = was_on_device && !on_device(fault.page);
+        // What a device wrote is worth fetching while the program reads what came before.
+        let background = fault.access == Access::Read && on_device(fault.page);
+        let limit = vma.range.end.0.saturating_sub(fault.page.0);
+        let window = self.readahead.window(fault.page, limit, background);
         let most = PageIndex(fault.page.0.saturating_add(window.pages));
-        let (span, ahead) = if takes_away { (unit, None) } else { self.alike(unit, most) };
+        let (span, ahead) = if takes_away || overtaken { (unit, None) } else { self.alike(unit, most) };
         let resolved = match self.resolve(span, fault.access, allowed, blocking) {
             // What lies ahead may not be watched at all.
             Err(error) if span != unit && !error.would_block() => self.resolve(unit, fault.access, allowed, blocking),
@@ -273,7 +283,10 @@ impl AddressSpace {
         };
         drop((ahead, held));
         if resolved.is_ok() {
-            self.readahead.went(fault.page, window);
+            self.readahead.went(window);
+            if let Some(ahead) = window.ahead {
+                self.background.fetch(self, ahead);
+            }
         }
         match resolved {
             Ok(()) => Some(FaultOutcome::Resolved),
@@ -282,6 +295,28 @@ impl AddressSpace {
                 tracing::error!(page = fault.page.0, access = %fault.access, "CPU fault not resolved: {error}");
                 Some(FaultOutcome::Refused)
             }
+        }
+    }
+
+    /// Brings home, for reading, what of `range` a device holds, as far as it lies in one VMA and state from its start on.
+    pub(super) fn fetch_ahead(&self, range: PageRange) {
+        let _touching = self.cpu_faults.read();
+        let vmas = self.vmas.read();
+        let Some(vma) = vmas.find(range.start) else { return };
+        let range = range.intersect(vma.range);
+        let first = self.tracker.unit(range.start);
+        // Coarse units reach beyond the range, and may hold pages of other VMAs.
+        if first.len() > 1 {
+            return;
+        }
+        let _first = self.home.pages.lock(first);
+        if !matches!(self.home.pages.state(range.start), PageState::Device(_)) {
+            return;
+        }
+        let (span, _ahead) = self.alike(first, range.end);
+        if let Err(error) = self.resolve(span, Access::Read, Protection::ReadOnly, Blocking::Yes) {
+            // Whoever touches the pages finds out.
+            tracing::debug!(?range, "not read ahead: {error}");
         }
     }
 

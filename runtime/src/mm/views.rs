@@ -273,6 +273,36 @@ impl OwnedViews {
         Ok(())
     }
 
+    /// Writes `pages` from `contents`, giving them memory as needed: for pages that may have none this costs less than storing
+    /// through the alias, which would fault on each and have it cleared first.
+    ///
+    /// # Errors
+    /// If there is not enough memory; some pages may have been written.
+    ///
+    /// # Safety
+    /// `contents` must be readable for the bytes of `pages`, and not change meanwhile.
+    pub unsafe fn write(&self, pages: PageRange, contents: *const u8) -> Result<(), ViewsError> {
+        assert!(pages.end.0 <= self.pages, "{pages:?} reach past the heap's {} pages", self.pages);
+        // SAFETY: the caller's contract.
+        let contents = unsafe { std::slice::from_raw_parts(contents, pages.bytes()) };
+        let start = file_offset(pages.start);
+        let mut done = 0;
+        while done < contents.len() {
+            match rustix::io::pwrite(&self.memfd, &contents[done..], start + done as u64) {
+                Ok(written) => done += written,
+                Err(Errno::INTR) => {}
+                Err(errno) => {
+                    return Err(ViewsError::Memory {
+                        start: self.addr_of(pages.start),
+                        end: self.addr_of(pages.end),
+                        source: errno.into(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The sub-ranges of `pages` that have memory, ascending, neighbours merged. A page without memory reads
     /// as zeros. Pages that gain or lose memory meanwhile may or may not be reported; if the kernel cannot
     /// tell, everything is reported.

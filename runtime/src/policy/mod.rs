@@ -1,12 +1,14 @@
 //! Policies: what to move before it is asked for, and what to leave where it is. Decisions over plain data: no locks, no I/O, no
 //! clocks of their own.
 
+mod density;
 mod optimal;
 mod prefetch;
 mod readahead;
 mod replace;
 pub mod thrash;
 
+pub use density::fill_up;
 pub use optimal::{Misses, optimal};
 pub use prefetch::{Ahead, Prefetch};
 pub use readahead::{MAX_WINDOW, Readahead, Window};

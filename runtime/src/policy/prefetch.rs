@@ -34,6 +34,17 @@ pub struct Ahead {
 }
 
 impl Ahead {
+    /// One past the highest page.
+    pub fn end(self) -> PageIndex {
+        self.first.plus(self.count.saturating_sub(1) * self.step + u32::from(self.count > 0))
+    }
+
+    /// Which of the pages `page` is, if it is one of them.
+    pub fn index_of(self, page: PageIndex) -> Option<u32> {
+        let offset = page.0.checked_sub(self.first.0)?;
+        (offset % self.step == 0 && offset / self.step < self.count).then(|| offset / self.step)
+    }
+
     /// The pages as ranges: one if they are neighbours.
     pub fn ranges(self) -> impl Iterator<Item = PageRange> {
         let (ranges, length) = if self.step == 1 { (1, self.count) } else { (self.count, 1) };

@@ -1,59 +1,89 @@
-//! Prefetch: what the policy recognises as a stream is mapped ahead, while frames are plentiful.
+//! Prefetch: what the policies expect to be asked for next is mapped ahead, while frames are plentiful.
 
-use super::coalesce::{PageFault, Span};
+use super::batch::{Part, pages_of};
+use super::coalesce::{MAX_SPAN, PageFault, Span};
 use super::fault::Service;
-use crate::addr::PageRange;
+use crate::addr::{PageIndex, PageRange};
 use crate::device::layout::pte;
 use crate::mm::vma::Vma;
 use crate::observe::Counters;
-use crate::policy::Ahead;
+use crate::policy::{Ahead, fill_up};
 
 /// Share of the frames that must stay free of guesses: a quarter.
 const KEEP_FREE: u32 = 4;
 
 impl Service {
     /// Adds spans that nobody asked for to `list`, the spans of `faults`.
-    pub(super) fn look_ahead(&mut self, faults: &[PageFault], list: &mut Vec<(Span, Vma)>) {
+    pub(super) fn look_ahead(&mut self, faults: &[PageFault], list: &mut Vec<Part>) {
         if !self.prefetch || self.tight {
             return;
         }
         let mirror = self.mirror.clone();
         let used = |ahead: Ahead| {
             let state = mirror.lock();
-            let pages = ahead.ranges().flat_map(|range| state.table.clip(range).iter());
-            // Of pages taken away since, the record says whether they were used.
-            let was_used = |page| match state.table.load(page) {
-                entry if entry & pte::VALID != 0 => entry & pte::ACCESSED != 0,
-                _ => mirror.home.pages.info(page).accessed,
-            };
-            pages.filter(|&page| was_used(page)).count() as u32
+            let in_use = |page| state.table.load(page) & (pte::VALID | pte::ACCESSED) == pte::VALID | pte::ACCESSED;
+            mirror.guesses.judge(ahead, in_use)
         };
-        let counters = &self.mirror.counters;
         let before = self.streams.accuracy();
         let asked = list.len();
         let mut at = 0;
         while at < asked {
-            let vma = list[at].1.clone();
-            let same = list[at..asked].iter().take_while(|(_, other)| other.id == vma.id).count();
-            let of_vma = list[at].0.faults.start..list[at + same - 1].0.faults.end;
+            let vma = list[at].vma.clone();
+            let same = list[at..asked].iter().take_while(|other| other.vma.id == vma.id).count();
+            let of_vma = list[at].span.faults.start..list[at + same - 1].span.faults.end;
+            self.fill_up(at..at + same, list);
             at += same;
             let pages = faults[of_vma].iter().map(|fault| fault.page);
             let Some(ahead) = self.streams.round(vma.id.0, vma.range, pages, used) else { continue };
-            let usage = self.mirror.frames();
-            if ahead.count > (usage.limit - usage.limit / KEEP_FREE).saturating_sub(usage.used) {
-                continue;
-            }
-            for range in ahead.ranges() {
-                let starts = (range.start.0..range.end.0).step_by(super::coalesce::MAX_SPAN as usize);
-                list.extend(starts.map(|start| {
-                    let length = (range.end.0 - start).min(super::coalesce::MAX_SPAN);
-                    let pages = PageRange::of_len(crate::addr::PageIndex(start), length);
-                    (Span { pages, faults: 0..0 }, vma.clone())
-                }));
+            if ahead.count <= self.room() {
+                self.follow(ahead);
+                ahead.ranges().for_each(|range| add(list, range, &vma));
             }
         }
         let after = self.streams.accuracy();
-        Counters::add(&counters.prefetched, after.0 - before.0);
-        Counters::add(&counters.prefetched_used, after.1 - before.1);
+        Counters::add(&mirror.counters.prefetched, after.0 - before.0);
+        Counters::add(&mirror.counters.prefetched_used, after.1 - before.1);
     }
+
+    /// Adds what is missing of blocks that the parts in `of_vma`, all of one VMA, make dense.
+    fn fill_up(&mut self, of_vma: std::ops::Range<usize>, list: &mut Vec<Part>) {
+        let vma = list[of_vma.start].vma.clone();
+        let room = self.room();
+        let mut asked = std::mem::take(&mut self.asked);
+        asked.clear();
+        asked.extend(pages_of(&list[of_vma]));
+        let state = self.mirror.lock();
+        let present = |page| state.table.load(page) & pte::VALID != 0;
+        fill_up(&asked, vma.range, room, present, |range| add(list, range, &vma));
+        drop(state);
+        self.asked = asked;
+    }
+
+    /// Frames that guesses may take.
+    fn room(&self) -> u32 {
+        let usage = self.mirror.frames();
+        (usage.limit - usage.limit / KEEP_FREE).saturating_sub(usage.used)
+    }
+
+    /// Has the use of a guess's pages counted from now on.
+    fn follow(&self, ahead: Ahead) {
+        self.mirror.guesses.follow(ahead);
+        let state = self.mirror.lock();
+        for page in ahead.ranges().flat_map(|range| state.table.clip(range).iter()) {
+            // Mapped already, and used before.
+            if state.table.load(page) & pte::ACCESSED != 0 {
+                let entry = state.table.clear_flags(page, pte::ACCESSED);
+                self.mirror.home.pages.mark(page, entry & pte::ACCESSED != 0, false);
+            }
+        }
+    }
+}
+
+/// Adds a range of `vma` that nobody asked for, in parts.
+fn add(list: &mut Vec<Part>, range: PageRange, vma: &Vma) {
+    let starts = (range.start.0..range.end.0).step_by(MAX_SPAN as usize);
+    list.extend(starts.map(|start| {
+        let pages = PageRange::of_len(PageIndex(start), (range.end.0 - start).min(MAX_SPAN));
+        Part { span: Span { pages, faults: 0..0 }, vma: vma.clone(), ends: false }
+    }));
 }

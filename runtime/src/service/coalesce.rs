@@ -30,32 +30,38 @@ pub(super) const MAX_SPAN: u32 = 4096;
 pub(super) fn deduplicate(faults: &mut Vec<PageFault>) -> usize {
     let before = faults.len();
     // Strongest first within a page, and the first of each page stays.
-    faults.sort_unstable_by(|a, b| a.page.cmp(&b.page).then(b.access.cmp(&a.access)));
+    faults.sort_unstable_by_key(|fault| u64::from(fault.page.0) << 1 | u64::from(fault.access == Access::Read));
     faults.dedup_by_key(|fault| fault.page);
     before - faults.len()
 }
 
 /// Cuts sorted faults inside `vma` into spans. A hole is filled if `fill_holes`, it is short, and at least half of the span's
-/// pages are asked for with it.
-pub(super) fn spans(faults: &[PageFault], first: usize, vma: PageRange, fill_holes: bool) -> Vec<Span> {
-    let mut spans: Vec<Span> = Vec::new();
-    for (at, fault) in faults.iter().enumerate() {
-        debug_assert!(vma.contains(fault.page));
-        let at = first + at;
-        if let Some(last) = spans.last_mut() {
-            let hole = fault.page.0 - last.pages.end.0;
-            let pages = fault.page.0 + 1 - last.pages.start.0;
-            let asked = (at + 1 - last.faults.start) as u32;
-            let joins = hole == 0 || (fill_holes && hole <= MAX_HOLE && asked * 2 >= pages);
-            if joins && pages <= MAX_SPAN {
-                last.pages.end = fault.page.plus(1);
-                last.faults.end = at + 1;
-                continue;
+/// pages are asked for with it. `first` is the position of the first fault in the whole list.
+pub(super) fn spans(
+    faults: &[PageFault],
+    first: usize,
+    vma: PageRange,
+    fill_holes: bool,
+) -> impl Iterator<Item = Span> + '_ {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let start = at;
+        let mut pages = PageRange::single(faults.get(at)?.page);
+        debug_assert!(vma.contains(pages.start));
+        at += 1;
+        while let Some(fault) = faults.get(at) {
+            let hole = fault.page.0 - pages.end.0;
+            let length = fault.page.0 + 1 - pages.start.0;
+            let asked = (at + 1 - start) as u32;
+            let joins = hole == 0 || (fill_holes && hole <= MAX_HOLE && asked * 2 >= length);
+            if !joins || length > MAX_SPAN {
+                break;
             }
+            pages.end = fault.page.plus(1);
+            at += 1;
         }
-        spans.push(Span { pages: PageRange::single(fault.page), faults: at..at + 1 });
-    }
-    spans
+        Some(Span { pages, faults: first + start..first + at })
+    })
 }
 
 #[cfg(test)]
@@ -84,7 +90,7 @@ mod tests {
     #[test]
     fn neighbours_become_one_span_and_sparse_faults_stay_apart() {
         let list = faults(&[1, 2, 3, 50, 100, 101]);
-        let spans = spans(&list, 0, VMA, true);
+        let spans: Vec<Span> = spans(&list, 0, VMA, true).collect();
         let pages: Vec<_> = spans.iter().map(|span| (span.pages.start.0, span.pages.end.0)).collect();
         assert_eq!(pages, [(1, 4), (50, 51), (100, 102)]);
         assert_eq!(spans[2].faults, 4..6);
@@ -92,10 +98,10 @@ mod tests {
 
     #[test]
     fn short_holes_are_filled_only_while_half_of_the_span_is_asked_for() {
-        let joined = spans(&faults(&[0, 1, 2, 3, 6]), 0, VMA, true);
-        assert_eq!(joined.len(), 1);
-        assert_eq!(joined[0].pages.len(), 7);
-        assert_eq!(spans(&faults(&[0, 4]), 0, VMA, true).len(), 2);
-        assert_eq!(spans(&faults(&[0, 1, 2, 3, 6]), 0, VMA, false).len(), 2);
+        let cut =
+            |pages: &[u32], fill| spans(&faults(pages), 0, VMA, fill).map(|span| span.pages.len()).collect::<Vec<_>>();
+        assert_eq!(cut(&[0, 1, 2, 3, 6], true), [7]);
+        assert_eq!(cut(&[0, 4], true), [1, 1]);
+        assert_eq!(cut(&[0, 1, 2, 3, 6], false), [4, 1]);
     }
 }

@@ -4,10 +4,15 @@
 //! gigabyte of data would pay for all of it. So short spans are asked for page by page, and the end of a run that was found once
 //! is remembered.
 //!
+//! What was found stays in the page's record until the page is unmapped or discarded, so that a page is asked for once.
+//!
 //! A remembered run may since have lost pages (they were discarded): these read as zeros, as they should. Holes are never
 //! remembered, since they may have been written since.
 
+use super::batch::Part;
 use crate::addr::{PageIndex, PageRange};
+use crate::mm::pages::PageRecords;
+use crate::mm::space::Home;
 use crate::mm::views::OwnedViews;
 
 /// Spans up to this length are asked for page by page.
@@ -26,9 +31,19 @@ impl Contents {
         self.known = PageRange::default();
     }
 
-    /// Finds the runs of `span` that have contents. The span's pages are quiet: none gains contents meanwhile.
-    pub(super) fn look(&mut self, views: &OwnedViews, span: PageRange) {
+    /// Finds out which pages of `parts` have contents, as far as their records do not say. The pages are quiet: none gains contents
+    /// meanwhile.
+    pub(super) fn look(&mut self, home: &Home, parts: &[Part]) {
         self.runs.clear();
+        for part in parts {
+            let pages = part.span.pages;
+            if !pages.iter().all(|page| home.pages.is_filled(page)) {
+                self.look_at(&home.views, pages);
+            }
+        }
+    }
+
+    fn look_at(&mut self, views: &OwnedViews, span: PageRange) {
         let last = PageIndex(views.pages());
         let mut at = span.start;
         while at < span.end {
@@ -61,8 +76,11 @@ impl Contents {
         }
     }
 
-    /// Whether a page of the span that was looked at has contents.
-    pub(super) fn has(&self, page: PageIndex) -> bool {
+    /// Whether a page of the parts that were looked at has contents.
+    pub(super) fn has(&self, records: &PageRecords, page: PageIndex) -> bool {
+        if records.is_filled(page) {
+            return true;
+        }
         let behind = self.runs.partition_point(|run| run.end <= page);
         self.runs.get(behind).is_some_and(|run| run.contains(page))
     }
@@ -81,8 +99,10 @@ mod tests {
 
     fn found(contents: &mut Contents, views: &OwnedViews, from: u32, to: u32) -> Vec<u32> {
         let span = PageRange::new(PageIndex(from), PageIndex(to));
-        contents.look(views, span);
-        span.iter().filter(|&page| contents.has(page)).map(|page| page.0).collect()
+        contents.runs.clear();
+        contents.look_at(views, span);
+        let records = PageRecords::new(views.pages()).unwrap();
+        span.iter().filter(|&page| contents.has(&records, page)).map(|page| page.0).collect()
     }
 
     #[test]

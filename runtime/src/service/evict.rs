@@ -219,7 +219,7 @@ impl Service {
             let entry = state.table.load(page);
             if entry & pte::ACCESSED != 0 {
                 state.table.clear_flags(page, pte::ACCESSED);
-                mirror.home.pages.mark(page, true, false);
+                mirror.collect(page, pte::ACCESSED);
                 replacement.record(Granule::of(page));
             }
         }
@@ -235,7 +235,7 @@ impl Service {
         uses.sort_unstable();
         for &page in &uses {
             state.table.clear_flags(page, pte::ACCESSED);
-            self.mirror.home.pages.mark(page, true, false);
+            self.mirror.collect(page, pte::ACCESSED);
         }
         self.mirror.trace.lock().push(uses);
     }

@@ -1,42 +1,50 @@
 //! Servicing device faults: the range protocol's other end.
 //!
-//! For one span, with its page locks held throughout:
+//! Spans are serviced in batches: what can be done for many at once (one range over all of them, one list of protection changes, one
+//! of copies, one commit) costs as much as for one. With the page locks of all spans held throughout:
 //!
-//! 1. look up VMA and states (under `mm`, read);
+//! 1. look up VMAs and states (under `mm`, read);
 //! 2. make the CPU side let go: write-protect what will be shared, unmap what the device will own, and have other devices
 //!    let go; from here on the home pages do not change, except those that the device is to map themselves;
 //! 3. find out which pages have contents at all, and take frames (under the update lock);
 //! 4. copy in, without any lock a notifier callback takes;
 //! 5. under the update lock: if the range says retry, give the frames back and start over; else write the entries.
 //!
+//! A batch that collides, fails or finds too few frames is undone and its spans are serviced one by one, so that none holds up the
+//! others. Steps 2 to 5 are in `steps.rs`.
+//!
 //! The page locks alone exclude every state change of our own making. The range catches what comes from elsewhere: invalidations
 //! by users of the `hmm` API, and by the kernel's events. After several collisions the span is serviced under `mm`'s write
 //! side, which holds all of these off.
 
-use super::coalesce::{PageFault, Span, deduplicate, spans};
+use super::batch::{Batch, Part, Room, batch_length, count_of, still_there};
+use super::coalesce::{PageFault, deduplicate, spans};
 use super::contents::Contents;
 use super::evict::Eviction;
-use super::mirror::{CopyList, DeviceMirror, MirrorState};
-use crate::addr::{Access, DeviceAddress, FrameIndex, PageIndex, PageRange};
+use super::mirror::{CopyList, DeviceMirror};
+use super::steps::Action;
+use crate::addr::{Access, PageIndex, PageRange};
 use crate::device::DeviceError;
 use crate::device::layout::pte;
-use crate::hmm::{
-    Attempt, Blocking, CollisionRetry, Deadline, Event, Invalidation, Mirror, OutOfTime, Range, RealClock,
-};
-use crate::mm::pages::PageState;
+use crate::hmm::{Attempt, CollisionRetry, Deadline, Event, Mirror, OutOfTime, RealClock};
 use crate::mm::space::AddressSpace;
-use crate::mm::state::{Fill, Lose, Placement, Quiet, commit, fill, quiet};
+use crate::mm::state::Placement;
 use crate::mm::views::ViewsError;
-use crate::mm::vma::{Permission, Vma};
+use crate::mm::vma::Permission;
 use crate::observe::Counters;
 use crate::policy::Prefetch;
 use crate::track::TrackError;
 use hashbrown::HashSet;
+use parking_lot::Mutex;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a span may collide before the service gives up. Far beyond what a working system needs.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Pages from which on a second thread is worth starting: it costs some ten microseconds.
+const SHARE_PAGES: usize = 256;
 
 /// A span could not be serviced for a reason that is nobody's fault but the system's.
 #[derive(Debug, thiserror::Error)]
@@ -79,45 +87,6 @@ pub struct Served {
     pub held: Vec<(PageIndex, Duration)>,
 }
 
-/// What a page of a span needs.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Action {
-    /// It is mapped as asked.
-    Nothing,
-    /// The entry becomes writable where it stands.
-    Upgrade,
-    /// A frame is filled from home.
-    Copy(FrameIndex),
-    /// A frame is filled with zeros.
-    Zero(FrameIndex),
-    /// The shared zero frame.
-    ZeroFrame,
-    /// The home page itself, at this address.
-    Home(DeviceAddress),
-    /// No frame was left.
-    Short,
-    /// No frame was left that was not being changed by somebody else at the moment: the page is left to the next round.
-    Busy,
-}
-
-/// What came of looking for a frame.
-enum Taken {
-    Frame(FrameIndex),
-    Nothing,
-    Busy,
-}
-
-/// Pages that begin to be watched together: 16 MiB.
-const WATCH_PAGES: u32 = 4096;
-
-/// What is watched along with `span`. Watching is a system call that splits and joins mappings of the kernel, and costs the pages around
-/// nothing until they lose something: single pages all over a VMA must not pay for it one by one.
-fn neighbourhood(span: PageRange, vma: PageRange) -> PageRange {
-    let start = PageIndex(span.start.0 / WATCH_PAGES * WATCH_PAGES);
-    let end = PageIndex(span.end.0.div_ceil(WATCH_PAGES).saturating_mul(WATCH_PAGES));
-    PageRange::new(start.max(vma.start), end.min(vma.end))
-}
-
 /// Fault service for one mirror. One thread uses it at a time; its buffers are kept between calls.
 pub struct Service {
     pub(super) space: Arc<AddressSpace>,
@@ -129,7 +98,7 @@ pub struct Service {
     /// Whether pages were evicted since the protection was last reset.
     pub(super) tight: bool,
     /// Whether this round's pages fill the frames.
-    filling: bool,
+    pub(super) filling: bool,
     pub(super) eviction: Eviction,
     /// Whether kernels run meanwhile.
     pub(super) live: bool,
@@ -140,19 +109,39 @@ pub struct Service {
     pub(super) streams: Prefetch,
     /// Where pages are to be for which nothing says otherwise.
     pub(super) placement: Placement,
-    access: Vec<Option<Access>>,
+    /// Of the batch at hand, page by page in order: the access asked for, where it is to be, what it needs.
+    pub(super) access: Vec<Option<Access>>,
     pub(super) placements: Vec<Placement>,
-    actions: Vec<Action>,
-    copies: CopyList,
-    zeros: CopyList,
+    pub(super) actions: Vec<Action>,
+    pub(super) copies: CopyList,
+    pub(super) zeros: CopyList,
     pub(super) contents: Contents,
-    runs: Vec<(Lose, PageRange)>,
+    pub(super) lose_stores: Vec<PageRange>,
+    pub(super) lose_all: Vec<PageRange>,
+    pub(super) asked: Vec<PageIndex>,
+    list: Vec<Part>,
+    spans: Vec<PageRange>,
+    /// Takes batches from the same queue on a second thread: while one copies, which keeps the memory busy, the other plans, which keeps
+    /// a processor busy.
+    helper: Option<Box<Service>>,
 }
 
 impl Service {
     /// A service that fills `mirror`, registered as `registration`, from `space`.
     /// It maps neighbours of what is asked for only if `prefetch`, and pages without a wish of their own as `placement` says.
     pub fn new(
+        space: Arc<AddressSpace>,
+        mirror: Arc<DeviceMirror>,
+        registration: Arc<Mirror>,
+        prefetch: bool,
+        placement: Placement,
+    ) -> Self {
+        let several = std::thread::available_parallelism().is_ok_and(|count| count.get() > 1);
+        let bare = || Self::bare(space.clone(), mirror.clone(), registration.clone(), prefetch, placement);
+        Self { helper: several.then(|| Box::new(bare())), ..bare() }
+    }
+
+    fn bare(
         space: Arc<AddressSpace>,
         mirror: Arc<DeviceMirror>,
         registration: Arc<Mirror>,
@@ -179,7 +168,12 @@ impl Service {
             copies: CopyList::default(),
             zeros: CopyList::default(),
             contents: Contents::default(),
-            runs: Vec::new(),
+            lose_stores: Vec::new(),
+            lose_all: Vec::new(),
+            asked: Vec::new(),
+            list: Vec::new(),
+            spans: Vec::new(),
+            helper: None,
         }
     }
 
@@ -199,20 +193,82 @@ impl Service {
         self.upgrade_to_pending(faults);
         self.hold_off(faults, throttle, &mut served);
         self.contents.forget();
-        let mut list = Vec::new();
+        let mut list = std::mem::take(&mut self.list);
         self.split_by_vma(faults, &mut list, &mut served);
+        // What was asked for comes first: guesses take what is left.
+        let asked = list.len();
         self.look_ahead(faults, &mut list);
-        let mut result = Ok(());
-        for (span, vma) in list {
-            if let Err(error) = self.serve_span(&span, &faults[span.faults.clone()], &vma, &mut served) {
-                tracing::error!(?span, "span not serviced: {error}");
-                if result.is_ok() {
-                    result = Err(error);
-                }
-            }
-        }
+        let (asked, ahead) = list.split_at_mut(asked);
+        let result = self.serve_parts(asked, faults, &mut served);
+        let result = result.and(self.serve_parts(ahead, faults, &mut served));
+        list.clear();
+        self.list = list;
         Counters::add_time(&self.mirror.counters.service_nanos, start.elapsed());
         result.map(|()| served)
+    }
+
+    /// Services parts in batches. A batch that does not get through as a whole is taken apart.
+    fn serve_parts(
+        &mut self,
+        parts: &mut [Part],
+        faults: &[PageFault],
+        served: &mut Served,
+    ) -> Result<(), ServiceError> {
+        let mut result = Ok(());
+        let mut apart = Vec::new();
+        if !self.tight {
+            // What only this thread knows matters while frames are short or kernels run.
+            let alone = self.live || self.filling || self.taking != Event::Migrate;
+            let enough = count_of(parts) >= SHARE_PAGES && !alone;
+            let queue = Mutex::new(&mut *parts);
+            let helper = if enough { self.helper.take() } else { None };
+            match helper {
+                Some(mut helper) => {
+                    helper.contents.forget();
+                    let helped = std::thread::scope(|scope| {
+                        let helping = std::thread::Builder::new()
+                            .name("vksvm-service".into())
+                            .spawn_scoped(scope, || helper.serve_queue(&queue, faults));
+                        let own = self.serve_queue(&queue, faults);
+                        // Without the thread, this one has done it all. A panic goes on here.
+                        let helped = helping.map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+                        [own, helped.unwrap_or_default()]
+                    });
+                    apart.extend(helped.into_iter().flatten());
+                    self.helper = Some(helper);
+                }
+                None => apart = self.serve_queue(&queue, faults),
+            }
+        } else {
+            apart.extend(parts.iter_mut());
+        }
+        for part in apart {
+            if let Err(error) = self.serve_one(part, faults, served) {
+                tracing::error!(pages = ?part.span.pages, "span not serviced: {error}");
+                result = result.and(Err(error));
+            }
+        }
+        result
+    }
+
+    /// Takes batches from `queue` until it is empty. Returns the parts that are to be serviced one by one.
+    fn serve_queue<'p>(&mut self, queue: &Mutex<&'p mut [Part]>, faults: &[PageFault]) -> Vec<&'p mut Part> {
+        let mut apart = Vec::new();
+        loop {
+            let batch = {
+                let mut queue = queue.lock();
+                let length = batch_length(&queue);
+                let (batch, rest) = std::mem::take(&mut *queue).split_at_mut(length);
+                *queue = rest;
+                batch
+            };
+            if batch.is_empty() {
+                return apart;
+            }
+            if !matches!(self.serve_batch(batch, faults), Ok(Batch::Done)) {
+                apart.extend(batch);
+            }
+        }
     }
 
     /// A kernel that reads a page first and writes it then appends once: the entry's pending bits say the rest.
@@ -225,7 +281,7 @@ impl Service {
         }
     }
 
-    fn split_by_vma(&self, faults: &[PageFault], list: &mut Vec<(Span, Vma)>, served: &mut Served) {
+    fn split_by_vma(&self, faults: &[PageFault], list: &mut Vec<Part>, served: &mut Served) {
         let vmas = self.space.vmas().read();
         let mut refused = Vec::new();
         let mut at = 0;
@@ -236,19 +292,20 @@ impl Service {
                 continue;
             };
             let end = at + faults[at..].partition_point(|fault| vma.range.contains(fault.page));
-            let read_only = vma.permission() == Permission::ReadOnly;
-            let mut from = at;
-            for (index, fault) in faults.iter().enumerate().take(end).skip(at) {
-                if read_only && fault.access == Access::Write {
-                    refused.push(fault.page);
-                    list.extend(
-                        spans(&faults[from..index], from, vma.range, false).into_iter().map(|s| (s, vma.clone())),
-                    );
-                    from = index + 1;
-                }
-            }
+            let part = |span| Part { span, vma: vma.clone(), ends: false };
             let fill = self.prefetch && !self.tight;
-            list.extend(spans(&faults[from..end], from, vma.range, fill).into_iter().map(|s| (s, vma.clone())));
+            if vma.permission() == Permission::ReadOnly {
+                let mut from = at;
+                for (index, fault) in faults.iter().enumerate().take(end).skip(at) {
+                    if fault.access == Access::Write {
+                        refused.push(fault.page);
+                        list.extend(spans(&faults[from..index], from, vma.range, false).map(part));
+                        from = index + 1;
+                    }
+                }
+                at = from;
+            }
+            list.extend(spans(&faults[at..end], at, vma.range, fill).map(part));
             at = end;
         }
         drop(vmas);
@@ -261,20 +318,55 @@ impl Service {
         served.refused.extend(refused);
     }
 
-    fn serve_span(
-        &mut self,
-        span: &Span,
-        faults: &[PageFault],
-        vma: &Vma,
-        served: &mut Served,
-    ) -> Result<(), ServiceError> {
+    /// Tries once to service the parts of a batch, with one hold of all their page locks. Evicts nothing.
+    fn serve_batch(&mut self, parts: &mut [Part], faults: &[PageFault]) -> Result<Batch, ServiceError> {
+        let (Some(first), Some(last)) = (parts.first(), parts.last()) else { return Ok(Batch::Done) };
+        let cover = PageRange::new(first.span.pages.start, last.span.pages.end);
         let registration = self.registration.clone();
-        let refuse = |reason: String| ServiceError::Range { pages: span.pages, reason };
-        let range = registration.range(span.pages).map_err(|error| refuse(error.to_string()))?;
+        let refuse = |reason: String| ServiceError::Range { pages: cover, reason };
+        let range = registration.range(cover).map_err(|error| refuse(error.to_string()))?;
+        let clock = self.clock;
+        range.wait_until_valid(Deadline::after(&clock, PATIENCE)).map_err(|error| refuse(error.to_string()))?;
+        let (space, mirror) = (self.space.clone(), self.mirror.clone());
+        let vmas = space.vmas().read();
+        if !still_there(parts, &vmas) {
+            return Ok(Batch::Apart);
+        }
+        // Not all pages of the range are going to be locked: so nothing is waited for once some are. What comes between makes the
+        // attempt stale.
+        let seq = range.begin();
+        let spans = self.take_spans(parts);
+        let pages = space.home().pages.lock_all(&spans);
+        drop(vmas);
+        let outcome = self.prepare(parts, faults, &range, Room::Find).and_then(|prepared| {
+            let Some(brackets) = prepared else { return Ok(Batch::Apart) };
+            let mut state = mirror.lock();
+            if range.retry(seq) {
+                self.give_frames_back(&mut state);
+                Counters::add(&self.mirror.counters.collisions, 1);
+                return Ok(Batch::Apart);
+            }
+            self.commit(&mut state, parts);
+            drop(state);
+            drop(brackets);
+            Counters::add(&self.mirror.counters.ranges, 1);
+            Ok(Batch::Done)
+        });
+        drop(pages);
+        self.spans = spans;
+        outcome
+    }
+
+    /// Services a part, trying until it gets through.
+    fn serve_one(&mut self, part: &mut Part, faults: &[PageFault], served: &mut Served) -> Result<(), ServiceError> {
+        let span = part.span.pages;
+        let parts = std::slice::from_mut(part);
+        let registration = self.registration.clone();
+        let refuse = |reason: String| ServiceError::Range { pages: span, reason };
+        let range = registration.range(span).map_err(|error| refuse(error.to_string()))?;
         let clock = self.clock;
         let mut retry = CollisionRetry::new(Deadline::after(&clock, PATIENCE));
         let (space, mirror) = (self.space.clone(), self.mirror.clone());
-        let home = space.home().clone();
         Counters::add(&self.mirror.counters.ranges, 1);
         loop {
             let attempt = retry.next()?;
@@ -283,45 +375,44 @@ impl Service {
             }
             let slow = (attempt == Attempt::Slow).then(|| space.vmas().write());
             let fast = slow.is_none().then(|| space.vmas().read());
-            let vmas = slow.as_deref().or(fast.as_deref());
-            let current = vmas.and_then(|vmas| vmas.find(span.pages.start).cloned());
             // The VMA may have changed since the faults were sorted: then they are looked at afresh when they recur.
-            let same = |now: &Vma| {
-                now.id == vma.id && now.permission() == vma.permission() && now.range.contains_range(span.pages)
-            };
-            let Some(current) = current.filter(same) else {
-                self.clear_pending(span.pages);
+            if !slow.as_deref().or(fast.as_deref()).is_some_and(|vmas| still_there(parts, vmas)) {
+                self.clear_pending(span);
                 return Ok(());
-            };
-            let ends = !vmas.is_some_and(|vmas| vmas.continues(&current));
-            let pages = home.pages.lock(span.pages);
+            }
+            let pages = space.home().pages.lock(span);
             let seq = range.begin();
             drop(fast);
-            self.want(span, faults);
-            self.place(span.pages);
-            self.shed(span.pages);
-            let bracket = self.quiet_cpu_side(span.pages, current.range, &range)?;
-            self.plan(span.pages, &current)?;
-            self.copy_in()?;
+            let Some(brackets) = self.prepare(parts, faults, &range, Room::Make)? else {
+                self.clear_pending(span);
+                return Ok(());
+            };
 
             let mut state = mirror.lock();
             if range.retry(seq) {
                 self.give_frames_back(&mut state);
                 drop(state);
-                drop(bracket);
+                drop(brackets);
                 drop(pages);
                 drop(slow);
                 Counters::add(&self.mirror.counters.collisions, 1);
                 retry.collided();
                 continue;
             }
-            served.short += self.commit(&mut state, span.pages, &current, ends);
+            served.short += self.commit(&mut state, parts);
             drop(state);
-            drop(bracket);
+            drop(brackets);
             drop(pages);
             drop(slow);
             return Ok(());
         }
+    }
+
+    fn take_spans(&mut self, parts: &[Part]) -> Vec<PageRange> {
+        let mut spans = std::mem::take(&mut self.spans);
+        spans.clear();
+        spans.extend(parts.iter().map(|part| part.span.pages));
+        spans
     }
 
     /// Lets kernels report these pages again: their faults are not going to be served.
@@ -337,231 +428,5 @@ impl Service {
         for page in state.table.clip(pages).iter() {
             state.table.clear_flags(page, pte::PENDING);
         }
-    }
-
-    /// Notes which access each page of the span needs: holes are read.
-    fn want(&mut self, span: &Span, faults: &[PageFault]) {
-        self.access.clear();
-        self.access.resize(span.pages.len() as usize, None);
-        for fault in faults {
-            self.access[(fault.page.0 - span.pages.start.0) as usize] = Some(fault.access);
-        }
-    }
-
-    /// Step 2: after this, neither the CPU nor another device changes the home pages. The bracket, if other devices had to let
-    /// go, is to be kept until the entries are written.
-    fn quiet_cpu_side<'r>(
-        &mut self,
-        span: PageRange,
-        vma: PageRange,
-        range: &'r Range<'_>,
-    ) -> Result<Option<Invalidation<'r>>, ServiceError> {
-        let Self { space, mirror, access, placements, runs, .. } = self;
-        let pages = &space.home().pages;
-        let own = PageState::Device(mirror.number());
-        let tracker = space.tracker();
-        // What others are told, and of which pages: readers keep their copies unless somebody writes.
-        let mut told: Option<(Event, PageRange)> = None;
-        runs.clear();
-        for (index, page) in span.iter().enumerate() {
-            let state = pages.state(page);
-            let write = access[index] == Some(Access::Write);
-            let Quiet { lose, others } = quiet(state, own, write, placements[index]);
-            if let Some(event) = others {
-                let (strongest, hull) = told.get_or_insert((event, PageRange::single(page)));
-                hull.end = page.plus(1);
-                if event == Event::Migrate {
-                    *strongest = Event::Migrate;
-                }
-            }
-            match runs.last_mut() {
-                Some((last, run)) if *last == lose => run.end = page.plus(1),
-                _ => runs.push((lose, PageRange::single(page))),
-            }
-        }
-        if runs.iter().any(|(lose, _)| *lose != Lose::Nothing) {
-            tracker.watch(neighbourhood(span, vma))?;
-        }
-        for &(lose, run) in runs.iter() {
-            match lose {
-                Lose::Nothing => {}
-                Lose::Stores => tracker.write_protect(run)?,
-                Lose::All => tracker.unmap(run)?,
-            }
-        }
-        if self.taking == Event::Exclusive {
-            told = Some((Event::Exclusive, span));
-        }
-        // One bracket; this mirror's own callback is skipped, the other devices bring their data home.
-        told.map(|(event, pages)| range.invalidate_others(pages, event, Blocking::Yes))
-            .transpose()
-            .map_err(|error| ServiceError::Range { pages: span, reason: error.to_string() })
-    }
-
-    /// Step 3: decides what each page needs and takes frames, under one hold of the update lock unless pages must be evicted.
-    fn plan(&mut self, span: PageRange, vma: &Vma) -> Result<(), ServiceError> {
-        let home = self.space.home().clone();
-        let mirror = self.mirror.clone();
-        let own = PageState::Device(mirror.number());
-        self.actions.clear();
-        self.copies.clear();
-        self.zeros.clear();
-        self.contents.look(&home.views, span);
-        self.give_memory(span)?;
-        let mut state = mirror.lock();
-        for page in span.iter() {
-            let has_data = self.contents.has(page);
-            let access = self.access[self.actions.len()];
-            let placement = self.placements[self.actions.len()];
-            let write = access == Some(Access::Write);
-            let entry = state.table.load(page);
-            let owned = home.pages.state(page) == own;
-            let action = match fill(entry, owned, write, has_data, placement) {
-                Fill::Nothing => Action::Nothing,
-                Fill::Upgrade => Action::Upgrade,
-                Fill::ZeroFrame => Action::ZeroFrame,
-                Fill::Home => match mirror.home_address(&mut state, page) {
-                    Some(address) => Action::Home(address),
-                    // It was there when the placement was chosen, and somebody forgot it: the page is left to the next round.
-                    None => Action::Busy,
-                },
-                Fill::Frame => {
-                    let mut taken = match state.frames.place(mirror.device.as_ref(), vma.range, page) {
-                        Ok(frame) => Ok(frame.map_or(Taken::Nothing, Taken::Frame)),
-                        Err(error) => Err(error),
-                    };
-                    if access.is_some() && matches!(taken, Ok(Taken::Nothing)) {
-                        // Evicting takes the update lock page by page.
-                        drop(state);
-                        taken = self.evict_for(vma.range, span, page);
-                        state = mirror.lock();
-                    }
-                    match taken {
-                        Ok(Taken::Nothing) => Action::Short,
-                        Ok(Taken::Busy) => Action::Busy,
-                        Ok(Taken::Frame(frame)) => {
-                            let address = state.frames.address(frame);
-                            let list = if has_data { &mut self.copies } else { &mut self.zeros };
-                            list.push(page, home.views.alias_ptr(page), address, &state.frames);
-                            if has_data { Action::Copy(frame) } else { Action::Zero(frame) }
-                        }
-                        Err(error) => {
-                            self.give_frames_back(&mut state);
-                            return Err(error.into());
-                        }
-                    }
-                }
-            };
-            self.actions.push(action);
-        }
-        Ok(())
-    }
-
-    /// Undoes what planning took.
-    fn give_frames_back(&self, state: &mut MirrorState) {
-        for action in &self.actions {
-            if let Action::Copy(frame) | Action::Zero(frame) = action {
-                state.frames.release(*frame);
-            }
-        }
-    }
-
-    /// A frame for `page` of `span`, whose page locks are held, from pages nobody waits for.
-    fn evict_for(&mut self, vma: PageRange, span: PageRange, page: PageIndex) -> Result<Taken, DeviceError> {
-        let first = (page.0 - span.start.0) as usize;
-        let needed = self.access[first..].iter().flatten().count();
-        let evicted = self.evict(needed, span);
-        if evicted.pages > 0
-            && let Some(frame) = self.mirror.lock().frames.place(self.mirror.device.as_ref(), vma, page)?
-        {
-            return Ok(Taken::Frame(frame));
-        }
-        let closing = self.mirror.lock().frames.is_closing();
-        Ok(if evicted.busy || closing { Taken::Busy } else { Taken::Nothing })
-    }
-
-    /// Step 4.
-    fn copy_in(&self) -> Result<(), ServiceError> {
-        let start = Instant::now();
-        // SAFETY: the alias is always readable; step 2 made the home pages quiet, the page locks keep them so. The frames were
-        // just taken, so no kernel and no other copy uses them.
-        let copied = unsafe { self.mirror.device.copy_in(&self.copies.copies) };
-        // SAFETY: as above.
-        let result = copied.and_then(|()| unsafe { self.mirror.device.fill_zero(&self.zeros.copies) });
-        Counters::add_time(&self.mirror.counters.copy_nanos, start.elapsed());
-        if let Err(error) = result {
-            self.give_frames_back(&mut self.mirror.lock());
-            return Err(error.into());
-        }
-        Ok(())
-    }
-
-    /// Step 5: writes entries and states. If the VMA `ends` a mapping, no object may straddle its end. Returns how many pages
-    /// found no frame.
-    fn commit(&mut self, state: &mut MirrorState, span: PageRange, vma: &Vma, ends: bool) -> usize {
-        let end = ends.then_some(vma.range.end);
-        let permitted = vma.permission() == Permission::ReadWrite;
-        let pages = &self.space.home().pages;
-        let counters = &self.mirror.counters;
-        let own = PageState::Device(self.mirror.number());
-        let (mut short, mut faulted, mut filled, mut zero, mut remote) = (0, 0, 0, 0, 0);
-        for (index, page) in span.iter().enumerate() {
-            let asked = self.access[index];
-            let write = asked == Some(Access::Write);
-            let (becomes, writable) = commit(pages.state(page), own, write, self.placements[index]);
-            let mut flags = pte::VALID;
-            if writable && permitted {
-                flags |= pte::WRITABLE;
-            }
-            if Some(page.plus(1)) == end {
-                flags |= pte::LAST;
-            }
-            match self.actions[index] {
-                Action::Short | Action::Busy => {
-                    state.table.clear_flags(page, pte::PENDING);
-                    short += usize::from(asked.is_some() && self.actions[index] == Action::Short);
-                    // The CPU side was quieted, but no translation exists: its next touch finds the old state.
-                    continue;
-                }
-                Action::Nothing => {
-                    state.table.clear_flags(page, pte::PENDING);
-                }
-                Action::Upgrade => {
-                    let entry = state.table.clear_flags(page, pte::PENDING);
-                    state.table.set_flags(page, pte::WRITABLE);
-                    debug_assert!(entry & pte::VALID != 0);
-                }
-                Action::Copy(frame) | Action::Zero(frame) => {
-                    // It may have been mapped to the zero frame, and read there. No dispatch is in flight.
-                    self.mirror.collect(page, state.table.load(page));
-                    state.table.store(page, state.frames.address(frame), flags);
-                }
-                Action::ZeroFrame => {
-                    let zero_frame = self.mirror.zero_frame();
-                    state.table.store(page, zero_frame, pte::ZERO | (flags & !pte::WRITABLE));
-                    zero += 1;
-                }
-                Action::Home(address) => {
-                    state.table.store(page, address, pte::HOME | flags);
-                    remote += 1;
-                }
-            }
-            pages.set_state(page, becomes);
-            if asked.is_some() {
-                pages.count_fault(page);
-                faulted += 1;
-                if self.tight || self.filling {
-                    self.protected.insert(page);
-                }
-            } else {
-                filled += 1;
-            }
-        }
-        Counters::add(&counters.pages_faulted, faulted);
-        Counters::add(&counters.pages_filled, filled);
-        Counters::add(&counters.pages_zero, zero);
-        Counters::add(&counters.pages_remote, remote);
-        Counters::add(&counters.pages_in, self.copies.pages.len() as u64);
-        short
     }
 }

@@ -12,8 +12,9 @@
 
 use super::budget::Budget;
 use super::epochs::Epochs;
+use super::guesses::Guesses;
 use super::windows::Windows;
-use crate::addr::{Access, DeviceAddress, PAGE_SHIFT, PAGE_SIZE, PageIndex, PageRange};
+use crate::addr::{Access, DeviceAddress, FrameIndex, PAGE_SHIFT, PAGE_SIZE, PageIndex, PageRange};
 use crate::device::layout::pte;
 use crate::device::{Device, DeviceError, FramePool, PageCopy, PageTable, SharedMemory, SharedUse, frame_of};
 use crate::hmm::{Blocking, Event, InvalidateInfo, MirrorOps, OwnerId, PageEntry, PageWalk, Walked, WouldBlock};
@@ -32,6 +33,10 @@ pub(super) struct MirrorState {
     pub(super) table: PageTable,
     pub(super) frames: FramePool,
     pub(super) windows: Windows,
+    /// Kept between calls, so that taking pages away allocates nothing.
+    lists: Lists,
+    /// Of what is copied home, what goes to pages that have memory.
+    filled: CopyList,
     /// Pages whose newest contents went down with the device.
     lost: Vec<PageIndex>,
 }
@@ -54,6 +59,7 @@ pub struct DeviceMirror {
     /// Pages that dispatches used, one list each, where that is asked for. A leaf.
     pub(crate) trace: Mutex<Vec<Vec<PageIndex>>>,
     zeros: Box<dyn SharedMemory>,
+    pub(super) guesses: Guesses,
     pub(super) epochs: Epochs,
 }
 
@@ -96,6 +102,8 @@ impl DeviceMirror {
                     table,
                     frames: FramePool::new(frame_limit),
                     windows: Windows::default(),
+                    lists: Lists::default(),
+                    filled: CopyList::default(),
                     lost: Vec::new(),
                 },
             ),
@@ -103,6 +111,7 @@ impl DeviceMirror {
             resized: AtomicU64::new(0),
             trace: Mutex::default(),
             zeros,
+            guesses: Guesses::default(),
             epochs,
         })
     }
@@ -303,9 +312,8 @@ impl DeviceMirror {
 
     /// As [`take_away`](Self::take_away), for pages of the table anywhere. Ascending ones are copied together.
     pub(super) fn take_pages(&self, state: &mut MirrorState, pages: impl Iterator<Item = PageIndex>, bring_home: bool) {
-        let mut copies = CopyList::default();
-        let mut frames = Vec::new();
-        let mut taken = Vec::new();
+        let mut lists = std::mem::take(&mut state.lists);
+        lists.clear();
         for page in pages {
             let entry = state.table.load(page);
             if entry & pte::VALID == 0 {
@@ -314,12 +322,12 @@ impl DeviceMirror {
                 }
                 continue;
             }
-            taken.push((page, state.table.take(page)));
+            lists.taken.push((page, state.table.take(page)));
         }
-        if !taken.is_empty() {
+        if !lists.taken.is_empty() {
             self.epochs.shootdown(self.device.as_ref());
         }
-        for (page, entry) in taken {
+        for &(page, entry) in &lists.taken {
             // Set by kernels between the taking and the end of the shootdown (I8).
             let late = state.table.clear_flags(page, pte::ACCESSED | pte::DIRTY) & (pte::ACCESSED | pte::DIRTY);
             let entry = entry | late;
@@ -328,62 +336,93 @@ impl DeviceMirror {
                 continue;
             }
             if comes_home(entry) && bring_home {
-                copies.add_home(self, state, page, entry);
+                lists.home.add_home(self, state, page, entry);
             }
             if entry & pte::HOME == 0 {
-                frames.extend(state.frames.at(frame_of(entry)));
+                lists.frames.extend(state.frames.at(frame_of(entry)));
             }
         }
-        self.copy_home(state, &copies);
-        for frame in frames {
+        self.copy_home(state, &lists.home);
+        for &frame in &lists.frames {
             state.frames.release(frame);
         }
+        state.lists = lists;
     }
 
     /// Makes this device's translations of `range` read-only and brings home what is dirty; frames stay. Locks as for
     /// `take_away`.
     fn downgrade(&self, state: &mut MirrorState, range: PageRange) {
-        let mut copies = CopyList::default();
-        let mut taken = Vec::new();
+        let mut lists = std::mem::take(&mut state.lists);
+        lists.clear();
         for page in state.table.clip(range).iter() {
             if state.table.load(page) & pte::WRITABLE == 0 {
                 continue;
             }
-            taken.push((page, state.table.clear_flags(page, pte::WRITABLE | pte::DIRTY | pte::ACCESSED)));
+            lists.taken.push((page, state.table.clear_flags(page, pte::WRITABLE | pte::DIRTY | pte::ACCESSED)));
         }
-        if !taken.is_empty() {
+        if !lists.taken.is_empty() {
             self.epochs.shootdown(self.device.as_ref());
         }
-        for (page, entry) in taken {
+        for &(page, entry) in &lists.taken {
             let late = state.table.clear_flags(page, pte::DIRTY) & pte::DIRTY;
             self.collect(page, entry | late);
             if comes_home(entry | late) {
-                copies.add_home(self, state, page, entry);
+                lists.home.add_home(self, state, page, entry);
             }
         }
-        self.copy_home(state, &copies);
+        self.copy_home(state, &lists.home);
+        state.lists = lists;
     }
 
     /// Carries accessed and dirty bits over to the page's record (I4).
     pub(super) fn collect(&self, page: PageIndex, entry: u64) {
         self.home.pages.mark(page, entry & pte::ACCESSED != 0, entry & pte::DIRTY != 0);
+        if entry & pte::ACCESSED != 0 {
+            self.guesses.used(page);
+        }
     }
 
+    /// Copies frames home. Pages not known to have memory are written into the file, which gives it to them at less cost than faults
+    /// through the alias.
     pub(super) fn copy_home(&self, state: &mut MirrorState, copies: &CopyList) {
         if copies.copies.is_empty() {
             return;
         }
         let start = Instant::now();
-        // SAFETY: the alias is always writable and the pages are locked, so nobody else copies to them; the frames are
-        // this mirror's, held under the update lock, and the gate is closed.
-        match unsafe { self.device.copy_out(&copies.copies) } {
+        let mut filled = std::mem::take(&mut state.filled);
+        filled.clear();
+        let mut covered = copies.pages.as_slice();
+        for copy in &copies.copies {
+            let (pages, rest) = covered.split_at(copy.bytes / PAGE_SIZE);
+            covered = rest;
+            let fresh = !pages.iter().all(|&page| self.home.pages.is_filled(page));
+            let Some(frames) = fresh.then(|| self.device.host_frames(copy.device, copy.bytes)).flatten() else {
+                filled.copies.push(*copy);
+                filled.pages.extend(pages);
+                continue;
+            };
+            let run = PageRange::of_len(pages[0], pages.len() as u32);
+            // SAFETY: the frames are this mirror's, held under the update lock, and no kernel uses them any more. The pages are locked, so
+            // nobody else writes them.
+            let written = unsafe { self.home.views.write(run, frames.as_ptr()) };
+            self.came_home(state, pages, written.map_err(|error| error.to_string()));
+        }
+        // SAFETY: as above; the alias is always writable.
+        let copied = unsafe { self.device.copy_out(&filled.copies) };
+        self.came_home(state, &filled.pages, copied.map_err(|error| error.to_string()));
+        state.filled = filled;
+        Counters::add_time(&self.counters.copy_nanos, start.elapsed());
+    }
+
+    fn came_home(&self, state: &mut MirrorState, pages: &[PageIndex], outcome: Result<(), String>) {
+        match outcome {
             Ok(()) => {
-                Counters::add(&self.counters.pages_out, copies.pages.len() as u64);
-                Counters::add_time(&self.counters.copy_nanos, start.elapsed());
+                Counters::add(&self.counters.pages_out, pages.len() as u64);
+                pages.iter().for_each(|&page| self.home.pages.set_filled(page));
             }
             Err(error) => {
-                tracing::error!(pages = copies.pages.len(), "what the device wrote is lost: {error}");
-                state.lost.extend(&copies.pages);
+                tracing::error!(pages = pages.len(), "what the device wrote is lost: {error}");
+                state.lost.extend(pages);
             }
         }
     }
@@ -474,7 +513,23 @@ impl PageWalk for DeviceMirror {
     }
 }
 
-/// Copies with neighbours on both sides merged, and the pages they cover.
+/// What taking pages away goes through.
+#[derive(Default)]
+struct Lists {
+    taken: Vec<(PageIndex, u64)>,
+    home: CopyList,
+    frames: Vec<FrameIndex>,
+}
+
+impl Lists {
+    fn clear(&mut self) {
+        self.taken.clear();
+        self.home.clear();
+        self.frames.clear();
+    }
+}
+
+/// Copies with neighbours on both sides merged, and the pages they cover, in the same order.
 #[derive(Default)]
 pub(super) struct CopyList {
     pub(super) copies: Vec<PageCopy>,

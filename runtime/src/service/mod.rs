@@ -5,15 +5,18 @@
 //! range's retry said that nothing came between.
 
 mod ahead;
+mod batch;
 mod budget;
 mod coalesce;
 mod contents;
 mod epochs;
 mod evict;
 mod fault;
+mod guesses;
 mod hold;
 mod mirror;
 mod place;
+mod steps;
 mod windows;
 
 pub use coalesce::{PageFault, Span};

@@ -4,22 +4,23 @@
 //! the device can reach it. Before a page changes between the two kinds, the device's own entry of the old kind is *shed*: taken away,
 //! dirty data brought home, its frame given back. What others hold goes by the invalidation that the service makes anyway.
 
+use super::batch::{Part, count_of, extend_runs, pages_of};
 use super::fault::{Service, ServiceError};
 use crate::addr::PageRange;
 use crate::mm::pages::PageState;
 use crate::mm::state::{Placement, evicted, sheds};
 
 impl Service {
-    /// Chooses where each page of `span`, whose page locks are held, is to be.
-    pub(super) fn place(&mut self, span: PageRange) {
+    /// Chooses where each page of `parts`, whose page locks are held, is to be.
+    pub(super) fn place(&mut self, parts: &[Part]) {
         let (home, mirror) = (&self.mirror.home, &self.mirror);
         self.placements.clear();
-        self.placements.resize(span.len() as usize, Placement::Copy);
+        self.placements.resize(count_of(parts), Placement::Copy);
         if mirror.device.info().import.is_none() {
             return;
         }
         let mut state = None;
-        for (placement, page) in self.placements.iter_mut().zip(span.iter()) {
+        for (placement, page) in self.placements.iter_mut().zip(pages_of(parts)) {
             if self.placement == Placement::Remote || home.pages.info(page).pinned_home {
                 let state = state.get_or_insert_with(|| mirror.lock());
                 if mirror.home_address(state, page).is_some() {
@@ -29,8 +30,8 @@ impl Service {
         }
     }
 
-    /// Takes this device's entries of `span` away that are of the wrong kind for where the pages are to be. The page locks are held.
-    pub(super) fn shed(&mut self, span: PageRange) {
+    /// Takes this device's entries of `parts` away that are of the wrong kind for where the pages are to be. The page locks are held.
+    pub(super) fn shed(&mut self, parts: &[Part]) {
         let mirror = &self.mirror;
         let pages = &mirror.home.pages;
         if mirror.device.info().import.is_none() {
@@ -45,7 +46,7 @@ impl Service {
                 pages.set_state(page, evicted(pages.state(page), PageState::Device(mirror.number())));
             }
         };
-        for (&placement, page) in self.placements.iter().zip(span.iter()) {
+        for (&placement, page) in self.placements.iter().zip(pages_of(parts)) {
             if !sheds(state.table.load(page), placement) {
                 continue;
             }
@@ -59,19 +60,19 @@ impl Service {
         flush(&mut state, run);
     }
 
-    /// Gives home pages of `span` memory that have none and that the device is to map: its accesses must not fail.
-    pub(super) fn give_memory(&self, span: PageRange) -> Result<(), ServiceError> {
-        let lacking = |index: usize| {
-            self.placements[index] == Placement::Remote && !self.contents.has(span.start.plus(index as u32))
-        };
-        let mut at = 0;
-        while at < self.placements.len() {
-            let count = (at..self.placements.len()).take_while(|&index| lacking(index)).count();
-            if count > 0 {
-                self.mirror.home.views.allocate(PageRange::of_len(span.start.plus(at as u32), count as u32))?;
-            }
-            at += count.max(1);
+    /// Gives home pages of `parts` memory that have none and that the device is to map: its accesses must not fail.
+    pub(super) fn give_memory(&self, parts: &[Part]) -> Result<(), ServiceError> {
+        if self.mirror.device.info().import.is_none() {
+            return Ok(());
         }
+        let home = &self.mirror.home;
+        let mut lacking = Vec::new();
+        for (&placement, page) in self.placements.iter().zip(pages_of(parts)) {
+            if placement == Placement::Remote && !self.contents.has(&home.pages, page) {
+                extend_runs(&mut lacking, page);
+            }
+        }
+        lacking.into_iter().try_for_each(|run| home.views.allocate(run))?;
         Ok(())
     }
 }

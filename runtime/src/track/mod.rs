@@ -34,6 +34,7 @@ pub mod uffd;
 
 pub use choose::{TrackerOptions, TrackerUnavailable, choose};
 pub use guard::{FaultPathGuard, on_fault_path};
+pub(crate) use threads::HandlerThreads;
 
 use crate::addr::{Access, PAGE_SHIFT, PageIndex, PageRange};
 use std::sync::Arc;
@@ -213,6 +214,16 @@ pub trait Tracker: Send + Sync {
 
     /// Makes every access to `pages` fault.
     fn unmap(&self, pages: PageRange) -> Result<(), TrackError>;
+
+    /// [`write_protect`](Tracker::write_protect) of several ascending runs.
+    fn write_protect_all(&self, runs: &[PageRange]) -> Result<(), TrackError> {
+        runs.iter().try_for_each(|&run| self.write_protect(run))
+    }
+
+    /// [`unmap`](Tracker::unmap) of several ascending runs.
+    fn unmap_all(&self, runs: &[PageRange]) -> Result<(), TrackError> {
+        runs.iter().try_for_each(|&run| self.unmap(run))
+    }
 
     /// Makes `pages` accessible as `protection` says, no less and no more, populating those that have
     /// no memory yet with zeros (at once, or as they are touched). Pages already accessible as asked are

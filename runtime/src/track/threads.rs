@@ -11,13 +11,13 @@ use std::thread::{self, JoinHandle};
 /// A tracker's handler threads. Forgotten, not detached, unless joined: in a forked child they do
 /// not exist, and there the tracker's destructor must leave them alone.
 #[derive(Default)]
-pub(super) struct HandlerThreads(Mutex<Vec<ManuallyDrop<JoinHandle<()>>>>);
+pub(crate) struct HandlerThreads(Mutex<Vec<ManuallyDrop<JoinHandle<()>>>>);
 
 impl HandlerThreads {
     /// Starts `count` threads that run `body(index)`, on the fault path (I1) and with asynchronous signals blocked.
     ///
     /// On an error the threads already started keep running: stop them and [`join`](Self::join).
-    pub(super) fn spawn(&self, count: usize, body: Arc<dyn Fn(usize) + Send + Sync>) -> io::Result<()> {
+    pub(crate) fn spawn(&self, count: usize, body: Arc<dyn Fn(usize) + Send + Sync>) -> io::Result<()> {
         // A signal handler of the program may touch the heap. On a thread that resolves faults it
         // would wait for itself, so these threads take no signals; the mask is inherited at birth.
         let _blocked = SignalsBlocked::new();

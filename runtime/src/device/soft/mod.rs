@@ -126,6 +126,10 @@ impl Device for SoftDevice {
         Ok(Arc::new(memory::Window::new(host)))
     }
 
+    fn host_frames(&self, device: crate::addr::DeviceAddress, _bytes: usize) -> Option<NonNull<u8>> {
+        NonNull::new(memory::host(device))
+    }
+
     unsafe fn copy_in(&self, copies: &[PageCopy]) -> Result<(), DeviceError> {
         for copy in copies {
             // SAFETY: the caller vouches for both sides, and nobody else uses them now.

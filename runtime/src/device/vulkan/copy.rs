@@ -7,6 +7,7 @@ use super::commands::Recorder;
 use super::context::Context;
 use super::memory::Buffer;
 use crate::addr::DeviceAddress;
+use crate::device::stream::{STREAM_BYTES, copy_streaming};
 use crate::device::{DeviceError, PageCopy};
 use ash::vk;
 use gpu_allocator::MemoryLocation;
@@ -65,11 +66,17 @@ impl Copier {
         self.slabs.lock().remove(&address);
     }
 
-    fn find(slabs: &SlabMap, copy: &PageCopy) -> (Arc<Buffer>, usize) {
+    fn find<'s>(slabs: &'s SlabMap, copy: &PageCopy) -> (&'s Arc<Buffer>, usize) {
         let (start, buffer) = slabs.range(..=copy.device).next_back().expect("a frame lies in a slab");
         let offset = (copy.device.0 - start.0) as usize;
         assert!(offset + copy.bytes <= buffer.len(), "a copy runs past its slab");
-        (buffer.clone(), offset)
+        (buffer, offset)
+    }
+
+    /// Where the host finds frames, if they are mapped.
+    pub(super) fn host_frames(&self, device: DeviceAddress, bytes: usize) -> Option<NonNull<u8>> {
+        let frames = PageCopy { host: std::ptr::null_mut(), device, bytes };
+        self.mapped.then(|| NonNull::new(Self::frame_pointer(&self.slabs.lock(), &frames)))?
     }
 
     /// The host's pointer to a mapped frame.
@@ -85,9 +92,17 @@ impl Copier {
     pub(super) unsafe fn copy_in(&self, copies: &[PageCopy]) -> Result<(), DeviceError> {
         if self.mapped {
             let slabs = self.slabs.lock();
+            // Short lists are likely to be used at once, long ones would drive everything else from the caches.
+            let streams = copies.iter().map(|copy| copy.bytes).sum::<usize>() >= STREAM_BYTES;
             for copy in copies {
+                let frame = Self::frame_pointer(&slabs, copy);
                 // SAFETY: the caller's contract; source and frame are different memory.
-                unsafe { copy.host.copy_to_nonoverlapping(Self::frame_pointer(&slabs, copy), copy.bytes) };
+                unsafe {
+                    match streams {
+                        true => copy_streaming(copy.host, frame, copy.bytes),
+                        false => copy.host.copy_to_nonoverlapping(frame, copy.bytes),
+                    }
+                }
             }
             return Ok(());
         }
@@ -154,7 +169,11 @@ impl Copier {
         }
         let targets: Vec<_> = {
             let slabs = self.slabs.lock();
-            fills.iter().map(|fill| (Self::find(&slabs, fill), fill.bytes)).collect()
+            fills
+                .iter()
+                .map(|fill| (Self::find(&slabs, fill), fill.bytes))
+                .map(|((b, at), n)| ((b.clone(), at), n))
+                .collect()
         };
         let mut staging = self.staging.lock();
         self.ensure(&mut staging)?.fill.run(|device, commands| {
@@ -198,9 +217,10 @@ impl Copier {
                 && used < HALF
             {
                 let bytes = copy.bytes.min(HALF - used);
-                let (buffer, offset) = Self::find(&self.slabs.lock(), copy);
+                let slabs = self.slabs.lock();
+                let (buffer, offset) = Self::find(&slabs, copy);
                 regions.push((
-                    buffer,
+                    buffer.clone(),
                     vk::BufferCopy { src_offset: used as u64, dst_offset: offset as u64, size: bytes as u64 },
                 ));
                 pieces.push(Piece { host: copy.host, offset: used, bytes });

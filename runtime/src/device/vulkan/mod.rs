@@ -175,6 +175,10 @@ impl Device for VulkanDevice {
         unsafe { self.copier.fill_zero(fills) }
     }
 
+    fn host_frames(&self, device: crate::addr::DeviceAddress, bytes: usize) -> Option<NonNull<u8>> {
+        self.copier.host_frames(device, bytes)
+    }
+
     fn run(&self, dispatch: &Dispatch<'_>) -> Result<Duration, DeviceError> {
         let pipeline = self.pipelines.get(&self.context, dispatch.kernel, dispatch.variant)?;
         let mut dispatcher = self.dispatcher.lock();

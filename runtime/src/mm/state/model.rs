@@ -8,7 +8,7 @@
 //! | actor | stands for | steps |
 //! |---|---|---|
 //! | CPU thread | `AddressSpace::cpu_fault`, `drop_contents` | lock · decide, bracket start · per device: gate, take entry · copy home · … · map · bracket end, unlock |
-//! | device | executor and `Service::serve_span` | gate · translate · use · … · gate open · lock · begin · quiet, bracket start · other device: as above · plan, evict · copy in · retry or commit |
+//! | device | executor and `Service::serve_one` | gate · translate · use · … · gate open · lock · begin · quiet, bracket start · other device: as above · plan, evict · copy in · retry or commit |
 //! | outsider | a user of the `hmm` API, or a kernel event | bracket start · per device: as above · bracket end; takes no page lock |
 //!
 //! [`Mutation`] breaks one rule each, to show that the search would notice.

@@ -187,6 +187,24 @@ impl Tracker for UffdTracker {
             .map_err(|error| TrackError::new("unmapping", pages, error, MEMORY_REMEDY))
     }
 
+    fn write_protect_all(&self, runs: &[PageRange]) -> Result<(), TrackError> {
+        let Some(cover) = self.core.admit_all_watched("write-protecting", runs)? else {
+            return runs.iter().try_for_each(|&run| self.write_protect(run));
+        };
+        runs.iter()
+            .try_for_each(|&run| self.core.protect_mapped(run, true))
+            .map_err(|error| TrackError::new("write-protecting", cover, error, MEMORY_REMEDY))
+    }
+
+    fn unmap_all(&self, runs: &[PageRange]) -> Result<(), TrackError> {
+        let Some(cover) = self.core.admit_all_watched("unmapping", runs)? else {
+            return runs.iter().try_for_each(|&run| self.unmap(run));
+        };
+        runs.iter()
+            .try_for_each(|&run| self.core.drop_entries(run))
+            .map_err(|error| TrackError::new("unmapping", cover, error, MEMORY_REMEDY))
+    }
+
     fn map(&self, pages: PageRange, protection: Protection) -> Result<(), TrackError> {
         // Unlike the other operations this asks the kernel, not the registry, what is watched: no lock on the fault path.
         let mapped = self.core.admit("mapping", pages).and_then(|()| {
@@ -253,6 +271,16 @@ impl Core {
             return Err(TrackError::new(operation, pages, Errno::NOENT, WATCH_FIRST));
         }
         self.lift_refusals(pages).map_err(|error| TrackError::new(operation, pages, error, MEMORY_REMEDY))
+    }
+
+    /// Does for ascending `runs` at once what `admit_watched` does for each: the range that covers them, or nothing if they must be
+    /// looked at one by one, since not all in between is watched.
+    fn admit_all_watched(&self, operation: &'static str, runs: &[PageRange]) -> Result<Option<PageRange>, TrackError> {
+        let [first, .., last] = runs else { return Ok(None) };
+        let cover = PageRange::new(first.start, last.end);
+        self.admit(operation, cover)?;
+        let watched = self.registry.lock().is_watched(cover) && self.refused_count.load(Ordering::Acquire) == 0;
+        Ok(watched.then_some(cover))
     }
 
     /// Sets or lifts write protection where there are entries.
