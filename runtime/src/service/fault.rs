@@ -338,19 +338,19 @@ impl Service {
         let spans = self.take_spans(parts);
         let pages = space.home().pages.lock_all(&spans);
         drop(vmas);
-        let outcome = self.prepare(parts, faults, &range, Room::Find).and_then(|prepared| {
-            let Some(brackets) = prepared else { return Ok(Batch::Apart) };
+        let outcome = self.prepare(parts, faults, &range, Room::Find).map(|prepared| {
+            let Some(brackets) = prepared else { return Batch::Apart };
             let mut state = mirror.lock();
             if range.retry(seq) {
                 self.give_frames_back(&mut state);
                 Counters::add(&self.mirror.counters.collisions, 1);
-                return Ok(Batch::Apart);
+                return Batch::Apart;
             }
             self.commit(&mut state, parts);
             drop(state);
             drop(brackets);
             Counters::add(&self.mirror.counters.ranges, 1);
-            Ok(Batch::Done)
+            Batch::Done
         });
         drop(pages);
         self.spans = spans;
