@@ -9,6 +9,7 @@
 #![deny(missing_docs)]
 
 pub mod addr;
+mod cache;
 pub mod device;
 pub mod hmm;
 pub mod kernel;

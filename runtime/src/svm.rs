@@ -1,6 +1,7 @@
 //! The runtime as a program sees it: open it, get its heap, load kernels, ask what it did.
 
 use crate::addr::{PAGE_SIZE, PageIndex, PageRange};
+use crate::cache::Cache;
 use crate::device::soft::{SoftContext, SoftDevice, SoftOptions};
 use crate::device::vulkan::{CopyPath, VulkanDevice, VulkanOptions};
 use crate::device::{Device, DeviceError, FrameUse, LiveUnit, layout};
@@ -21,6 +22,7 @@ use crate::track::{self, TrackError, TrackerKind};
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -74,6 +76,7 @@ pub struct Builder {
     poll_limit: Option<u32>,
     time_limit: Option<Duration>,
     thrash: Option<ThrashOptions>,
+    cache: Option<Option<PathBuf>>,
     count_translations: bool,
     trap_untranslated: bool,
     trace_uses: bool,
@@ -278,6 +281,14 @@ impl Builder {
         self
     }
 
+    /// Keeps what the driver made of kernels in this folder between runs; `None` keeps nothing. Environment:
+    /// `VKSVM_CACHE`, a folder or `0`. Default: `vksvm/kernels` in the user's cache folder. At most 256 MiB; damaged files count as absent.
+    #[must_use]
+    pub fn cache(mut self, folder: Option<PathBuf>) -> Self {
+        self.cache = Some(folder);
+        self
+    }
+
     /// Opens the runtime.
     ///
     /// # Errors
@@ -291,6 +302,10 @@ impl Builder {
             FaultMode::Replay => false,
             FaultMode::Auto => processors >= AUTO_LIVE_PROCESSORS,
         };
+        let cache = match self.cache {
+            Some(ref folder) => folder.clone().map_or_else(Cache::off, Cache::at),
+            None => Cache::from_environment(),
+        };
         let mut vulkan = None;
         let device: Arc<dyn Device> = match self.other {
             Some(OtherDevice::Given(ref device)) => device.clone(),
@@ -303,6 +318,7 @@ impl Builder {
                         .unwrap_or_else(|| variable("VKSVM_VALIDATION").is_some_and(|value| value != "0")),
                     copy_path: self.copy_path.map_or_else(copy_path_from_environment, Ok)?,
                     leave_processor: try_live,
+                    cache: cache.clone(),
                 })?))
                 .clone(),
         };

@@ -1,7 +1,9 @@
 //! Instance, logical device and queue: everything that lives as long as the device.
 
 use super::choose::{self, Chosen};
+use super::made::Made;
 use super::validation::Messenger;
+use crate::cache::Cache;
 use crate::device::{DeviceError, MemoryBudget};
 use ash::vk;
 use gpu_allocator::vulkan::{Allocator, AllocatorCreateDesc};
@@ -33,6 +35,8 @@ pub(super) struct Context {
     pub(super) physical: Chosen,
     pub(super) allocator: ManuallyDrop<Mutex<Allocator>>,
     pub(super) messenger: Option<Messenger>,
+    /// What the driver made of kernels before.
+    pub(super) made: Made,
     submissions: Mutex<Submissions>,
     timeline: vk::Semaphore,
     pub(super) instance: ash::Instance,
@@ -42,7 +46,7 @@ pub(super) struct Context {
 
 impl Context {
     /// Loads Vulkan, picks a device (`wanted`: an index or part of a name) and opens it.
-    pub(super) fn open(wanted: Option<&str>, validation: bool) -> Result<Self, DeviceError> {
+    pub(super) fn open(wanted: Option<&str>, validation: bool, cache: &Cache) -> Result<Self, DeviceError> {
         // SAFETY: loads the system's Vulkan loader, whose initialisers are sound to run.
         let entry = unsafe { ash::Entry::load() }.map_err(|error| DeviceError::NoLoader(error.to_string()))?;
         let instance = create_instance(&entry, validation)?;
@@ -103,7 +107,9 @@ impl Context {
         };
         // SAFETY: the family was asked for one queue in `create_device`.
         let queue = unsafe { device.get_device_queue(physical.queue_family, 0) };
+        let made = Made::open(&device, &physical.properties, cache);
         Ok(Self {
+            made,
             device,
             physical,
             allocator: ManuallyDrop::new(Mutex::new(allocator)),
@@ -179,6 +185,7 @@ impl Drop for Context {
         // used afterwards.
         unsafe {
             let _ = self.device.device_wait_idle();
+            self.made.close(&self.device);
             ManuallyDrop::drop(&mut self.allocator);
             self.device.destroy_semaphore(self.timeline, None);
             self.device.destroy_device(None);

@@ -9,6 +9,7 @@ mod commands;
 mod context;
 mod copy;
 mod import;
+mod made;
 mod memory;
 mod pipeline;
 mod probe;
@@ -21,6 +22,7 @@ use super::{
     Device, DeviceError, DeviceInfo, Dispatch, HomeWindow, LiveUnit, MemoryBudget, PageCopy, SharedMemory, SharedUse,
     Slab,
 };
+use crate::cache::Cache;
 use crate::kernel::KernelModule;
 use ash::vk;
 use commands::Recorder;
@@ -55,6 +57,8 @@ pub struct VulkanOptions {
     pub copy_path: CopyPath,
     /// Keep one processor free of the driver's threads, for live mode's service thread.
     pub leave_processor: bool,
+    /// Where pipelines are kept between runs.
+    pub(crate) cache: Cache,
 }
 
 /// The dispatch that was started and not waited for. Its pipeline is kept until it has ended.
@@ -82,7 +86,7 @@ impl VulkanDevice {
         if options.leave_processor {
             fewer_driver_threads();
         }
-        let context = Arc::new(Context::open(options.device.as_deref(), options.validation)?);
+        let context = Arc::new(Context::open(options.device.as_deref(), options.validation, &options.cache)?);
         let physical = &context.physical;
         if physical.is_cpu() {
             probe::long_loops(&context)?;

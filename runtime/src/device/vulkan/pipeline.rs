@@ -55,7 +55,7 @@ impl Pipeline {
         }
         let info = vk::ComputePipelineCreateInfo::default().stage(stage).layout(layout);
         // SAFETY: module, layout and specialisation outlive the call.
-        let made = unsafe { device.create_compute_pipelines(vk::PipelineCache::null(), &[info], None) };
+        let made = unsafe { device.create_compute_pipelines(context.made.handle(), &[info], None) };
         // SAFETY: pipelines do not need their module once made.
         unsafe { device.destroy_shader_module(module, None) };
         pipeline.handle = made.map_err(|(_, result)| refused(result))?[0];
