@@ -53,6 +53,7 @@ uvec3 link_grid() {
     return uvec3(vksvm_launch_.grid_x, vksvm_launch_.grid_y, VksvmControl_(vksvm_launch_.control).grid_z);
 }
 
+void link_site(const uint site) { vksvm_site_ = site; }
 uint64_t link_read(const uint64_t va) { return vksvm_read(va); }
 uint64_t link_write(const uint64_t va) { return vksvm_write(va); }
 uint64_t link_atomic(const uint64_t va) { return vksvm_atomic(va); }
@@ -83,6 +84,7 @@ void main() {
     link_begin_barriers();
     link_before_barrier();
     link_after_barrier();
+    link_site(0u);
     uint64_t all = uint64_t(link_workgroup().x + link_grid().x + link_global(uvec3(1u)).x);
     if (!link_poisoned() && !link_group_poisoned())
         all = link_read(all) + link_write(all) + link_atomic(all) + link_read_object(all, 8u);

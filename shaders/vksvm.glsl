@@ -135,6 +135,8 @@ uint vksvm_slot_;
 uint vksvm_workgroup_;
 uvec3 vksvm_workgroup_id_;
 bool vksvm_poisoned_;
+// Which access the invocation is at, in rewritten kernels. Only used where a fault is reported.
+uint vksvm_site_;
 // What a store asks of an entry to take the fast path. VKSVM_PTE_NEVER is in it while stores must be
 // looked at: in a probe, after poisoning, and until the first store has been put on record.
 uint vksvm_write_want_;
@@ -226,6 +228,7 @@ bool vksvm_start_() {
     }
     vksvm_poisoned_ = false;
     vksvm_stored_ = false;
+    vksvm_site_ = 0u;
     vksvm_write_want_ = VKSVM_WRITE_WANT_;
     if ((vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u || (vksvm_variant_ & VKSVM_VARIANT_IDEMPOTENT) == 0u)
         vksvm_write_want_ |= VKSVM_PTE_NEVER;
@@ -318,7 +321,7 @@ bool vksvm_report_(uint64_t va, uint bytes, uint flags) {
     VksvmFault_ fault = VksvmFault_(control.queue + uint64_t(index) * VKSVM_FAULT_SIZE);
     fault.address = va;
     fault.bytes = bytes;
-    fault.flags = flags;
+    fault.flags = flags | vksvm_site_ << VKSVM_FAULT_SITE_SHIFT;
     fault.kernel = control.kernel;
     fault.workgroup = vksvm_workgroup_;
     fault.invocation = gl_LocalInvocationIndex;

@@ -95,6 +95,8 @@
 #define VKSVM_FAULT_AFTER_STORE 8
 // The address lies outside the heap.
 #define VKSVM_FAULT_OUTSIDE 16
+// The flags' upper bits: which of a rewritten kernel's accesses it was, counted from 1; 0 where that is not known.
+#define VKSVM_FAULT_SITE_SHIFT 8
 
 // Zero frame and write sink are this large, so that an object at any page offset fits.
 #define VKSVM_SINK_BYTES 8192

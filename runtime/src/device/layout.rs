@@ -94,6 +94,8 @@ pub mod fault_flags {
     pub const AFTER_STORE: u32 = define("VKSVM_FAULT_AFTER_STORE");
     /// The address lies outside the heap.
     pub const OUTSIDE: u32 = define("VKSVM_FAULT_OUTSIDE");
+    /// Above this bit: which of a rewritten kernel's accesses it was, from 1 on.
+    pub const SITE_SHIFT: u32 = define("VKSVM_FAULT_SITE_SHIFT");
 }
 
 /// Bits of the specialisation constant that selects a kernel's variant.

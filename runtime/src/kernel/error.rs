@@ -38,6 +38,9 @@ pub struct KernelFault {
     pub bytes: u32,
     /// Why it cannot be served.
     pub reason: FaultReason,
+    /// Where the access stands in the kernel's source, as `file:line:column`; or which instruction it is, for kernels without debug
+    /// information. None for kernels that were compiled with the include.
+    pub site: Option<String>,
     /// The nearest live allocation: start and bytes.
     pub nearest: Option<(VirtAddr, u64)>,
 }
@@ -53,7 +56,11 @@ impl fmt::Display for KernelFault {
         if self.bytes > 0 {
             write!(f, " of {} bytes", self.bytes)?;
         }
-        write!(f, " at {}: ", self.address)?;
+        write!(f, " at {}", self.address)?;
+        if let Some(site) = &self.site {
+            write!(f, ", in {site}")?;
+        }
+        f.write_str(": ")?;
         f.write_str(match self.reason {
             FaultReason::Null => "null pointer",
             FaultReason::OutsideHeap => "the address is not in the shared heap",

@@ -669,6 +669,9 @@ impl Executor {
             access: if entry.flags & fault_flags::WRITE != 0 { Access::Write } else { Access::Read },
             bytes: entry.bytes,
             reason,
+            site: (entry.flags >> fault_flags::SITE_SHIFT)
+                .checked_sub(1)
+                .and_then(|site| job.kernel.sites.get(site as usize).cloned()),
             nearest: self.space.mapping_at(address).map(|part| (part.start, part.bytes)).or_else(|| {
                 self.heap.nearest(address).map(|(allocation, _)| (allocation.start, allocation.len as u64))
             }),

@@ -69,6 +69,8 @@ pub struct KernelModule {
     pub(crate) runs: Runs,
     /// What rewriting did, if the module came without the include.
     pub rewritten: Option<RewriteStats>,
+    /// Where a rewritten kernel's accesses stand in its source, by their number in fault entries.
+    pub(crate) sites: Vec<String>,
 }
 
 impl KernelModule {
@@ -77,11 +79,13 @@ impl KernelModule {
     pub fn new(name: &str, spirv: &[u8], push_bytes: usize) -> Result<Self, KernelError> {
         let mut rewritten = None;
         let mut runs = Runs::default();
+        let mut sites = Vec::new();
         let reflected = match reflect::reflect(name, spirv) {
             Err(without @ KernelError::WithoutInclude { .. }) => match rewrite::rewrite_within(spirv, push_bytes) {
                 Ok(plain) => {
                     rewritten = Some(plain.stats);
                     runs = plain.runs;
+                    sites = plain.sites;
                     reflect::reflect(name, bytemuck::cast_slice(&plain.words))
                 }
                 Err(RewriteError::NoPointers(_)) => Err(without),
@@ -92,7 +96,7 @@ impl KernelModule {
         let code = Code::Spirv { words: reflected.words, entry_point: reflected.entry_point };
         let arguments = if runs.of.is_empty() { reflected.push_bytes - LAUNCH_BYTES } else { runs.arguments };
         let module = Self::with_code(name, code, reflected.local_size, arguments);
-        Ok(Self { rewritten, runs, ..module })
+        Ok(Self { rewritten, sites, runs, ..module })
     }
 
     /// A kernel that is a Rust function.
@@ -111,6 +115,7 @@ impl KernelModule {
             hits: AtomicBool::new(false),
             runs: Runs::default(),
             rewritten: None,
+            sites: Vec::new(),
         }
     }
 

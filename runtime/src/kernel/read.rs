@@ -2,13 +2,13 @@
 //!
 //! rspirv trusts the word counts of instructions and a few operands, and its loader has no place for some
 //! instructions. So the stream's structure is checked before it is handed over, and what the loader has no place
-//! for is put where it belongs: `OpExecutionModeId` with the execution modes; non-semantic instructions, which
-//! mean nothing to a device, are left out.
+//! for is put where it belongs: `OpExecutionModeId` with the execution modes. Non-semantic instructions, which
+//! mean nothing to a device, are left out; the lines that `NonSemantic.Shader.DebugInfo.100` gives become `OpLine`.
 
 use rspirv::binary::{Consumer, ParseAction, Parser};
 use rspirv::dr::{Instruction, Loader, Module, ModuleHeader, Operand};
 use rspirv::spirv::{MAGIC_NUMBER, Op, Word};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Words before the first instruction.
 const HEADER_WORDS: usize = 5;
@@ -23,7 +23,7 @@ pub(super) fn read(spirv: &[u8]) -> Result<(Vec<u32>, Module), String> {
     let words: Vec<u32> =
         spirv.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect();
     check_structure(&words)?;
-    let mut consumer = Reader { loader: Loader::new(), execution_mode_ids: Vec::new(), nonsemantic: HashSet::new() };
+    let mut consumer = Reader::new();
     Parser::new(bytemuck::cast_slice(&words), &mut consumer).parse().map_err(|state| state.to_string())?;
     let mut module = consumer.loader.module();
     module.execution_modes.append(&mut consumer.execution_mode_ids);
@@ -90,7 +90,58 @@ struct Reader {
     execution_mode_ids: Vec<Instruction>,
     /// Imports of non-semantic instruction sets.
     nonsemantic: HashSet<Word>,
+    /// Of these, the one for debugging shaders.
+    debug: Option<Word>,
+    /// Its sources' file names, and the values of constants.
+    files: HashMap<Word, Word>,
+    constants: HashMap<Word, u32>,
 }
+
+impl Reader {
+    fn new() -> Self {
+        Self {
+            loader: Loader::new(),
+            execution_mode_ids: Vec::new(),
+            nonsemantic: HashSet::new(),
+            debug: None,
+            files: HashMap::new(),
+            constants: HashMap::new(),
+        }
+    }
+
+    /// `OpLine` or `OpNoLine` for what `NonSemantic.Shader.DebugInfo.100` says, if that is about lines.
+    fn line(&mut self, instruction: &Instruction) -> Option<Instruction> {
+        let [Operand::IdRef(set), Operand::LiteralExtInstInteger(number), operands @ ..] = &instruction.operands[..]
+        else {
+            return None;
+        };
+        if Some(*set) != self.debug {
+            return None;
+        }
+        let id = |index: usize| operands.get(index).and_then(Operand::id_ref_any);
+        let value = |index: usize| self.constants.get(&id(index)?).copied();
+        match *number {
+            DEBUG_SOURCE => {
+                self.files.insert(instruction.result_id?, id(0)?);
+                None
+            }
+            // Source, first and last line, first and last column.
+            DEBUG_LINE => {
+                let (file, line, column) = (*self.files.get(&id(0)?)?, value(1)?, value(3)?);
+                let operands = vec![Operand::IdRef(file), Operand::LiteralBit32(line), Operand::LiteralBit32(column)];
+                Some(Instruction::new(Op::Line, None, None, operands))
+            }
+            DEBUG_NO_LINE => Some(Instruction::new(Op::NoLine, None, None, Vec::new())),
+            _ => None,
+        }
+    }
+}
+
+/// The instruction set that says where shaders' instructions come from, and its instructions.
+const DEBUG_SET: &str = "NonSemantic.Shader.DebugInfo.100";
+const DEBUG_SOURCE: u32 = 35;
+const DEBUG_LINE: u32 = 103;
+const DEBUG_NO_LINE: u32 = 104;
 
 impl Consumer for Reader {
     fn initialize(&mut self) -> ParseAction {
@@ -110,9 +161,20 @@ impl Consumer for Reader {
             }
             (Op::ExtInstImport, Some(Operand::LiteralString(name))) if name.starts_with("NonSemantic.") => {
                 self.nonsemantic.extend(instruction.result_id);
+                if name == DEBUG_SET {
+                    self.debug = instruction.result_id;
+                }
                 ParseAction::Continue
             }
-            (Op::ExtInst, Some(Operand::IdRef(set))) if self.nonsemantic.contains(set) => ParseAction::Continue,
+            (Op::ExtInst, Some(Operand::IdRef(set))) if self.nonsemantic.contains(set) => match self.line(&instruction)
+            {
+                Some(line) => self.loader.consume_instruction(line),
+                None => ParseAction::Continue,
+            },
+            (Op::Constant, Some(&Operand::LiteralBit32(value))) if self.debug.is_some() => {
+                self.constants.extend(instruction.result_id.map(|id| (id, value)));
+                self.loader.consume_instruction(instruction)
+            }
             _ => self.loader.consume_instruction(instruction),
         }
     }

@@ -70,6 +70,24 @@ fn control_flow_and_barriers_survive_few_frames() {
 }
 
 #[test]
+fn a_fault_names_the_line_or_else_the_instruction() {
+    let svm = open();
+    let mut y = svm.heap().vec_from_slice(&[0u32; 64]).unwrap();
+    let mut fault = |name: &str, spirv: &[u8]| {
+        // SAFETY: the kernel reads nothing, as its source is null, and writes y.
+        let kernel = unsafe { svm.kernel(name, spirv) }.unwrap();
+        // SAFETY: a null pointer reaches nothing.
+        let launch = unsafe { kernel.launch([1, 1, 1]).pointer(std::ptr::null::<u32>()) };
+        launch.write(&mut y[..]).value(32u32).value(0u32).run().unwrap_err().to_string()
+    };
+
+    let error = fault("debug_information", spirv!("../plain/spv/debug_information"));
+    assert!(error.contains("debug_information.comp:"), "{error}");
+    let error = fault("copy", spirv!("../plain/spv/copy"));
+    assert!(error.contains(", in OpLoad %") && error.contains(" in main"), "{error}");
+}
+
+#[test]
 fn a_plain_saxpy_runs_on_the_heap() {
     let svm = open();
     let n = 10_000u32;

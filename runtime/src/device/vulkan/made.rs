@@ -26,7 +26,11 @@ impl Made {
     /// A pipeline cache with what earlier runs left.
     pub(super) fn open(device: &ash::Device, properties: &vk::PhysicalDeviceProperties, cache: &Cache) -> Self {
         let mut key = env!("CARGO_PKG_VERSION").as_bytes().to_vec();
-        key.extend([properties.vendor_id, properties.device_id, properties.driver_version].map(u32::to_le_bytes).as_flattened());
+        key.extend(
+            [properties.vendor_id, properties.device_id, properties.driver_version]
+                .map(u32::to_le_bytes)
+                .as_flattened(),
+        );
         key.extend(properties.pipeline_cache_uuid);
         let before = cache.get(KIND, &key).filter(|data| is_own(data, properties)).unwrap_or_default();
         let info = vk::PipelineCacheCreateInfo::default().initial_data(&before);

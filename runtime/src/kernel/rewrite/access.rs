@@ -17,6 +17,7 @@ use super::group::{self, Addresses, Group};
 use super::layout::{Layouts, MatrixLayout};
 use super::link::Linked;
 use super::runs::Runs;
+use super::sites::Sites;
 use super::stats::RewriteStats;
 use rspirv::dr::{Instruction, Operand};
 use rspirv::spirv::{MemoryAccess, Op, StorageClass, Word};
@@ -169,6 +170,9 @@ pub(super) struct Translator<'a> {
     pub(super) matrices: &'a HashMap<Word, MatrixLayout>,
     /// Runs of the arguments.
     pub(super) runs: &'a Runs,
+    /// Places in the source, and the number of the instruction at hand.
+    pub(super) sites: &'a mut Sites,
+    pub(super) site: u32,
     /// Parts made of the instruction at hand.
     pub(super) parts: u32,
 }
@@ -179,7 +183,12 @@ impl Translator<'_> {
         let mut out = Vec::with_capacity(instructions.len() * 2);
         let groups = group::find(self.code, self.layouts, self.addresses, &instructions);
         let mut made = HashSet::new();
+        self.sites.enter_block();
         for (at, instruction) in instructions.iter().enumerate() {
+            self.sites.note(instruction);
+            if self.accesses(instruction) {
+                self.site = self.sites.number(instruction);
+            }
             if let Some(group) = groups.get(&at) {
                 self.load_group(group, &instructions, &mut out)?;
                 made.extend(group.members.iter().map(|member| member.at));
@@ -232,9 +241,26 @@ impl Translator<'_> {
         id
     }
 
-    fn address_of(&mut self, out: &mut Vec<Instruction>, pointer: Word) -> Word {
+    /// Whether an instruction will be translated.
+    fn accesses(&self, instruction: &Instruction) -> bool {
+        let physical = |index: usize| {
+            let id = instruction.operands.get(index).and_then(Operand::id_ref_any);
+            id.is_some_and(|id| self.code.physical(id).is_some())
+        };
+        match instruction.class.opcode {
+            Op::Load | Op::Store => physical(0),
+            Op::CopyMemory => physical(0) || physical(1),
+            opcode => is_atomic(opcode) && physical(0),
+        }
+    }
+
+    /// The address to translate; from now on the invocation is at the access at hand.
+    fn address_of(&mut self, out: &mut Vec<Instruction>, pointer: Word) -> Result<Word, RewriteError> {
+        let (void, site) = (self.code.void(), self.code.constant(self.site));
+        let function = self.linked.function("link_site")?;
+        self.emit(out, Op::FunctionCall, void, [function, site].map(Operand::IdRef).to_vec());
         let ulong = self.code.uint(64);
-        self.emit(out, Op::ConvertPtrToU, ulong, vec![Operand::IdRef(pointer)])
+        Ok(self.emit(out, Op::ConvertPtrToU, ulong, vec![Operand::IdRef(pointer)]))
     }
 
     /// Calls a translation of the library, the one for runs if there is one.
@@ -269,7 +295,7 @@ impl Translator<'_> {
         function: &str,
         bytes: Option<u32>,
     ) -> Result<(Word, Word, Word), RewriteError> {
-        let address = self.address_of(out, place.pointer);
+        let address = self.address_of(out, place.pointer)?;
         let translated = self.call(out, function, address, bytes, place.run)?;
         let whole = self.code.global(place.pointee).map(|ty| ty.class.opcode) == Some(Op::TypeMatrix);
         let pointer = match place.matrix.filter(|_| whole) {
@@ -296,7 +322,7 @@ impl Translator<'_> {
         let Some(first) = group.members.first() else { return Ok(()) };
         let (pointer, _) = self.operands(&block[first.at], 1)?;
         let ulong = self.code.uint(64);
-        let mut address = self.address_of(out, pointer);
+        let mut address = self.address_of(out, pointer)?;
         if first.offset > 0 {
             let offset = self.code.long(first.offset);
             address = self.emit(out, Op::ISub, ulong, [address, offset].map(Operand::IdRef).to_vec());

@@ -26,6 +26,7 @@ mod link;
 mod loops;
 mod push;
 mod runs;
+mod sites;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -68,6 +69,8 @@ pub struct Rewritten {
     pub runs: Runs,
     /// What was found and done.
     pub stats: RewriteStats,
+    /// Where accesses stand in the source, by their number in fault entries, from 1 on.
+    pub sites: Vec<String>,
 }
 
 /// Rewrites a plain compute shader so that it can be launched as a kernel; see the module's documentation.
@@ -110,10 +113,12 @@ pub fn rewrite_within(spirv: &[u8], push_bytes: usize) -> Result<Rewritten, Rewr
     let mut functions: Vec<Function> = code.module.functions.drain(..own).collect();
     let fixed = fixed_variables(&code, &replaced);
     let around = loops::Surroundings { linked: &linked, with_barriers: &with_barriers, fixed: &fixed };
+    let mut sites = sites::Sites::of(&code);
     let result = functions.iter_mut().try_for_each(|function| {
+        sites.enter(function.def_id());
         loops::guard(&mut code, function, &around, &mut stats)?;
         stats.barriers += barriers::spread_poison(&mut code, function, &linked)?;
-        translate(&mut code, function, &layouts, &linked, &matrices, &runs, &mut stats)
+        translate(&mut code, function, &layouts, &linked, &matrices, &runs, &mut sites, &mut stats)
     });
     code.module.functions.splice(0..0, functions);
     result?;
@@ -129,7 +134,7 @@ pub fn rewrite_within(spirv: &[u8], push_bytes: usize) -> Result<Rewritten, Rewr
     }
     let words = code.module.assemble();
     stats.words_out = words.len();
-    Ok(Rewritten { words, runs, stats })
+    Ok(Rewritten { words, runs, stats, sites: sites.into_places() })
 }
 
 fn translate(
@@ -139,11 +144,12 @@ fn translate(
     linked: &link::Linked,
     matrices: &HashMap<Word, MatrixLayout>,
     runs: &Runs,
+    sites: &mut sites::Sites,
     stats: &mut RewriteStats,
 ) -> Result<(), RewriteError> {
     let addresses = &group::Addresses::of(code, layouts, matrices, function);
     for block in &mut function.blocks {
-        let mut translator = Translator { code, layouts, linked, stats, addresses, matrices, runs, parts: 0 };
+        let mut translator = Translator { code, layouts, linked, stats, addresses, matrices, runs, sites, site: 0, parts: 0 };
         block.instructions = translator.block(std::mem::take(&mut block.instructions))?;
     }
     Ok(())

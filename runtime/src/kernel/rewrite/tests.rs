@@ -110,6 +110,106 @@ fn every_output_is_valid() {
     assert!(invalid.is_empty(), "{}", invalid.join("\n"));
 }
 
+/// A module's instructions: opcode, and all words.
+fn instructions(words: &[u32]) -> Vec<(u32, Vec<u32>)> {
+    let mut rest = &words[5..];
+    let mut found = Vec::new();
+    while let Some(&first) = rest.first() {
+        let (instruction, after) = rest.split_at((first >> 16) as usize);
+        found.push((first & 0xFFFF, instruction.to_vec()));
+        rest = after;
+    }
+    found
+}
+
+fn words_of(kernel: &[u8]) -> Vec<u32> {
+    kernel.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect()
+}
+
+#[test]
+fn accesses_are_named_by_line_or_else_by_instruction_and_function() {
+    let (_, kernel) = corpus().into_iter().find(|(found, _)| found == "debug_information").unwrap();
+    let lines = rewrite(&kernel).unwrap().sites;
+    assert!(!lines.is_empty() && lines.iter().all(|line| line.contains("debug_information.comp:")), "{lines:?}");
+
+    let instructions = rewrite(SAXPY).unwrap().sites;
+    assert_eq!(instructions.len(), 3);
+    assert!(instructions[0].starts_with("OpLoad %") && instructions[0].ends_with(" in main"), "{instructions:?}");
+}
+
+#[test]
+fn lines_of_the_nonsemantic_instruction_set_count_like_any() {
+    let words = words_of(SAXPY);
+    let text = |text: &str| {
+        let mut bytes = text.as_bytes().to_vec();
+        bytes.resize(bytes.len() / 4 * 4 + 4, 0);
+        words_of(&bytes)
+    };
+    let instruction = |opcode: Op, operands: &[u32]| {
+        let first = (operands.len() as u32 + 1) << 16 | opcode as u32;
+        [&[first], operands].concat()
+    };
+    let bound = words[3];
+    let [set, file, source, line, column, nothing] = [0, 1, 2, 3, 4, 5].map(|id| bound + id);
+    let all = instructions(&words);
+    let uint = all.iter().find(|(opcode, words)| *opcode == Op::TypeInt as u32 && words[2..] == [32, 0]).unwrap().1[1];
+    let void = all.iter().find(|(opcode, _)| *opcode == Op::TypeVoid as u32).unwrap().1[1];
+    let mut with_lines = words[..5].to_vec();
+    with_lines[3] += 6;
+    for (opcode, instruction_words) in all {
+        if opcode == Op::MemoryModel as u32 {
+            let name = [&[set], &text("NonSemantic.Shader.DebugInfo.100")[..]].concat();
+            with_lines.extend(instruction(Op::ExtInstImport, &name));
+        }
+        if opcode == Op::ExecutionMode as u32 {
+            with_lines.extend(&instruction_words);
+            with_lines.extend(instruction(Op::String, &[&[file], &text("other.hlsl")[..]].concat()));
+            continue;
+        }
+        if opcode == Op::Function as u32 {
+            with_lines.extend(instruction(Op::Constant, &[uint, line, 41]));
+            with_lines.extend(instruction(Op::Constant, &[uint, column, 7]));
+            with_lines.extend(instruction(Op::ExtInst, &[void, source, set, 35, file]));
+        }
+        if opcode == Op::Store as u32 {
+            with_lines.extend(instruction(Op::ExtInst, &[void, nothing, set, 103, source, line, line, column, column]));
+        }
+        with_lines.extend(instruction_words);
+    }
+
+    let sites = rewrite(&bytes(&with_lines)).unwrap().sites;
+
+    assert!(sites.contains(&"other.hlsl:41:7".to_owned()), "{sites:?}");
+}
+
+#[test]
+fn rewriting_takes_time_in_proportion_to_size() {
+    // Saxpy's loads and stores over and over, in one block.
+    let repeated = |times: usize| {
+        let words = words_of(SAXPY);
+        let all = instructions(&words);
+        let from = all.iter().position(|(opcode, _)| *opcode == Op::Store as u32).unwrap();
+        let mut repeated = words[..5].to_vec();
+        for (at, (_, instruction)) in all.iter().enumerate() {
+            (0..if at == from { times } else { 1 }).for_each(|_| repeated.extend(instruction));
+        }
+        bytes(&repeated)
+    };
+    let time = |module: &[u8]| {
+        let times = (0..3).map(|_| {
+            let begin = Instant::now();
+            rewrite(module).unwrap();
+            begin.elapsed()
+        });
+        times.min().unwrap()
+    };
+    let (small, large) = (repeated(2_000), repeated(20_000));
+    let (short, long) = (time(&small), time(&large));
+
+    println!("{} bytes: {short:?}; {} bytes: {long:?}", small.len(), large.len());
+    assert!(long < 30 * short, "ten times the size takes {long:?} after {short:?}");
+}
+
 #[test]
 fn truncated_modules_are_refused() {
     for kernel in [SAXPY, LIST] {
