@@ -26,6 +26,7 @@ mod link;
 mod loops;
 mod push;
 mod runs;
+mod replay;
 mod sites;
 mod stats;
 #[cfg(test)]
@@ -33,6 +34,7 @@ mod tests;
 
 pub use error::RewriteError;
 pub use runs::{Run, Runs};
+pub use replay::Replay;
 pub use stats::RewriteStats;
 
 use super::read::read;
@@ -105,6 +107,7 @@ pub fn rewrite_within(spirv: &[u8], push_bytes: usize) -> Result<Rewritten, Rewr
 
     let replaced = entry::find_built_ins(&code);
     let size = entry::workgroup_size(&mut code, function)?;
+    stats.replay = replay::classify(&code, function, size);
     let linked = link::link(&mut code, size)?;
     push::merge(&mut code, &linked)?;
     runs.declare(&mut code, &linked);

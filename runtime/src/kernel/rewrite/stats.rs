@@ -1,5 +1,6 @@
 //! What rewriting did.
 
+use super::replay::Replay;
 use std::fmt;
 
 /// What rewriting found and did in a module.
@@ -23,6 +24,8 @@ pub struct RewriteStats {
     pub counted_loops: u32,
     /// Workgroup barriers, after which poison is workgroup-wide.
     pub barriers: u32,
+    /// Whether its workgroups can run again without a probe.
+    pub replay: Replay,
     /// Words of the module before.
     pub words_in: usize,
     /// Words of the module after.
@@ -30,11 +33,9 @@ pub struct RewriteStats {
 }
 
 impl RewriteStats {
-    /// Whether a workgroup can run again over its own stores without a probe first. Proven only for kernels that store and
-    /// load nothing, or load and store nothing: what they store then follows from their arguments and place alone. A kernel
-    /// that does both might load what it, or a neighbour in its workgroup, stored before the miss.
+    /// Whether a workgroup can run again over its own stores without a probe first.
     pub fn replayable(&self) -> bool {
-        self.atomics == 0 && (self.loads == 0 || self.stores == 0)
+        self.replay != Replay::AfterProbe
     }
 }
 
@@ -45,7 +46,7 @@ impl fmt::Display for RewriteStats {
         writeln!(f, "runs          {} translations look at an argument's place first", self.runs)?;
         writeln!(f, "loops         {} guarded, {} that end by themselves", self.guarded_loops, self.counted_loops)?;
         writeln!(f, "barriers      {}", self.barriers)?;
-        writeln!(f, "replayable    {}", if self.replayable() { "without a probe" } else { "after a probe" })?;
+        writeln!(f, "replayable    {}", self.replay)?;
         write!(f, "size          {} bytes, was {}", 4 * self.words_out, 4 * self.words_in)
     }
 }

@@ -51,18 +51,29 @@ fn loops_that_memory_decides_are_guarded_and_counted_ones_are_not() {
 }
 
 #[test]
-fn only_kernels_that_cannot_load_what_they_store_are_replayed_without_a_probe() {
-    let replayable = |name: &str| {
+fn kernels_are_replayed_without_a_probe_where_it_is_proven_that_nothing_shows() {
+    let replay = |name: &str| {
         let (_, kernel) = corpus().into_iter().find(|(found, _)| found == name).unwrap();
-        rewrite(&kernel).unwrap().stats.replayable()
+        rewrite(&kernel).unwrap().stats.replay
     };
 
-    assert!(replayable("fill"));
-    assert!(replayable("struct_store"));
-    // Source and destination might overlap.
-    assert!(!replayable("copy"));
-    assert!(!replayable("update"));
-    assert!(!replayable("atomic_add"));
+    assert_eq!(replay("fill"), Replay::NoLoads);
+    assert_eq!(replay("struct_store"), Replay::NoLoads);
+    assert_eq!(replay("minimum"), Replay::NoLoads);
+    assert_eq!(replay("alone"), Replay::StoresLast);
+    // Source and destination might overlap, and neighbours may have stored.
+    assert_eq!(replay("copy"), Replay::AfterProbe);
+    assert_eq!(replay("update"), Replay::AfterProbe);
+    // Additions count each time.
+    assert_eq!(replay("atomic_add"), Replay::AfterProbe);
+    // The second store may miss after the first.
+    assert_eq!(replay("alone_twice"), Replay::AfterProbe);
+    // The next round may miss after this one's store.
+    assert_eq!(replay("alone_loop"), Replay::AfterProbe);
+    // Another order of tickets when it runs again.
+    assert_eq!(replay("ticket"), Replay::AfterProbe);
+    // What the group makes of its values differs where a neighbour is poisoned.
+    assert_eq!(replay("subgroup"), Replay::AfterProbe);
 }
 
 #[test]

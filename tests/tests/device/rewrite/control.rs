@@ -170,6 +170,52 @@ pub(super) fn cases() -> Vec<Case> {
                 }
             })
         },
+        Case {
+            groups: [1000, 1, 1],
+            frames: 12,
+            ..case(plain!("alone"), |s, d| {
+                for i in 0..N {
+                    let sum = (0..s[i] as usize & 7).fold(0u32, |x, k| x.wrapping_add(s[i + 1000 * k]));
+                    d[i] = if sum & 1 != 0 { d[i].wrapping_add(sum) } else { d[i].wrapping_mul(3) };
+                }
+            })
+        },
+        Case {
+            groups: [1000, 1, 1],
+            ..case(plain!("alone_twice"), |s, d| {
+                for i in 0..N {
+                    d[i] = d[i].wrapping_add(s[i]);
+                    d[i + 4096] += 1;
+                }
+            })
+        },
+        Case {
+            groups: [1000, 1, 1],
+            frames: 8,
+            ..case(plain!("alone_loop"), |_, d| {
+                for i in 0..N {
+                    for k in 0..4 {
+                        d[i + 1000 * k] = d[i + 1000 * ((k + 1) & 3)].wrapping_add(1);
+                    }
+                }
+            })
+        },
+        case(plain!("minimum"), |_, d| {
+            for i in 0..N {
+                d[i & 7] = d[i & 7].min(5000 - 3 * i as u32);
+                d[1024 + (i & 7)] |= 1 << (i & 31);
+            }
+        }),
+        Case {
+            groups: [31, 1, 1],
+            frames: 8,
+            ..case(plain!("ticket"), |_, d| {
+                for i in 0..992 {
+                    let ticket = i % 32;
+                    d[1024 * (ticket >> 3) + 32 * (i / 32) + ticket] = i as u32 / 32;
+                }
+            })
+        },
         case(plain!("debug_information"), |s, d| {
             for i in 0..N {
                 d[i] = s[i].wrapping_mul(5);

@@ -324,6 +324,11 @@ pub(super) fn cases() -> Vec<Case> {
                 d[i % 5] += 3;
             }
         }),
+        case(plain!("atomic_compare_again"), |_, d| {
+            for i in 0..N {
+                d[i % 5] += 3;
+            }
+        }),
         case(plain!("atomic_longs"), |s, d| {
             for i in 0..N {
                 let k = 2 * (i % 3);
