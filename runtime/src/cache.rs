@@ -1,4 +1,4 @@
-//! What is kept between runs, in files: rewritten modules, and what the driver made of them.
+//! What is kept between runs, in files: so far, what drivers made of kernels.
 //!
 //! An entry is a file that holds what it was made from (its *key*), a value, and a checksum over both. It is used only if its key is
 //! the one asked for, byte by byte, so a name that two keys share costs a miss, never a wrong value. Files are written under another

@@ -1,15 +1,14 @@
 #version 460
+#extension GL_EXT_buffer_reference : require
+#extension GL_EXT_buffer_reference2 : require
+#extension GL_EXT_scalar_block_layout : require
 // y = a * x + y
-#define VKSVM_ARGS uint64_t x; uint64_t y; float a; uint n;
-#include "vksvm.glsl"
 layout(local_size_x = 64) in;
 
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer Floats { float at[]; };
+layout(push_constant, scalar) uniform Args { Floats x; Floats y; float a; uint n; };
+
 void main() {
-    if (!vksvm_begin()) return;
-    uint i = vksvm_global_id().x;
-    if (i < args.n) {
-        uint64_t y = args.y + 4ul * i;
-        vksvm_store_f32(y, args.a * vksvm_load_f32(args.x + 4ul * i) + vksvm_load_f32(y));
-    }
-    vksvm_end();
+    uint i = gl_GlobalInvocationID.x;
+    if (i < n) y.at[i] = a * x.at[i] + y.at[i];
 }

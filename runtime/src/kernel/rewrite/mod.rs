@@ -25,16 +25,16 @@ mod layout;
 mod link;
 mod loops;
 mod push;
-mod runs;
 mod replay;
+mod runs;
 mod sites;
 mod stats;
 #[cfg(test)]
 mod tests;
 
 pub use error::RewriteError;
-pub use runs::{Run, Runs};
 pub use replay::Replay;
+pub use runs::{Run, Runs};
 pub use stats::RewriteStats;
 
 use super::read::read;
@@ -152,7 +152,8 @@ fn translate(
 ) -> Result<(), RewriteError> {
     let addresses = &group::Addresses::of(code, layouts, matrices, function);
     for block in &mut function.blocks {
-        let mut translator = Translator { code, layouts, linked, stats, addresses, matrices, runs, sites, site: 0, parts: 0 };
+        let mut translator =
+            Translator { code, layouts, linked, stats, addresses, matrices, runs, sites, site: 0, parts: 0 };
         block.instructions = translator.block(std::mem::take(&mut block.instructions))?;
     }
     Ok(())
