@@ -304,7 +304,7 @@ fn several_workers_share_a_launch() {
 fn the_reference_device_refuses_shaders() {
     let [tracker, ..] = trackers()[..] else { return };
     let svm = soft(tracker, |builder| builder).unwrap();
-    let shader = include_bytes!("../../samples/shaders/spv/saxpy.spv");
+    let shader = include_bytes!("../../tests/shaders/spv/saxpy.spv");
     // SAFETY: it is not run.
     let error = unsafe { svm.kernel("saxpy", shader) }.err().expect("refused");
     assert!(error.to_string().contains("Rust functions"), "{error}");

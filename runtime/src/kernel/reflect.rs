@@ -249,7 +249,7 @@ fn size_of_type(module: &Module, types: &HashMap<Word, &Instruction>, id: Word, 
 mod tests {
     use super::*;
 
-    const SAXPY: &[u8] = include_bytes!("../../../samples/shaders/spv/saxpy.spv");
+    const SAXPY: &[u8] = include_bytes!("../../../tests/shaders/spv/saxpy.spv");
 
     #[test]
     fn describes_a_kernel_compiled_with_the_include() {

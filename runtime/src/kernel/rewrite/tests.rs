@@ -11,7 +11,7 @@ const SAXPY: &[u8] = include_bytes!("../../../../tests/shaders/plain/spv/saxpy.s
 const LIST: &[u8] = include_bytes!("../../../../tests/shaders/plain/spv/list_break_deep.spv");
 const ROWS: &[u8] = include_bytes!("../../../../tests/shaders/plain/spv/mat4_rows.spv");
 const WAIT: &[u8] = include_bytes!("../../../../tests/shaders/plain/spv/barrier_wait.spv");
-const INCLUDED: &[u8] = include_bytes!("../../../../samples/shaders/spv/saxpy.spv");
+const INCLUDED: &[u8] = include_bytes!("../../../../tests/shaders/spv/saxpy.spv");
 
 /// The kernels of the corpus, by name.
 fn corpus() -> Vec<(String, Vec<u8>)> {
