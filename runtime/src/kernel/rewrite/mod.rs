@@ -140,6 +140,7 @@ pub fn rewrite_within(spirv: &[u8], push_bytes: usize) -> Result<Rewritten, Rewr
     Ok(Rewritten { words, runs, stats, sites: sites.into_places() })
 }
 
+#[expect(clippy::too_many_arguments, reason = "each is one analysis that the translator borrows")]
 fn translate(
     code: &mut Code,
     function: &mut Function,
