@@ -86,7 +86,7 @@ pub(super) fn run(suite: &mut Suite) -> Result<()> {
 }
 
 /// What cannot be saved: protecting, copying and committing, without finding out what and where.
-struct Alone {
+pub(super) struct Alone {
     // The tracker goes before the memory that it watches.
     tracker: Arc<dyn Tracker>,
     views: OwnedViews,
@@ -103,7 +103,7 @@ impl FaultHandler for Unexpected {
 }
 
 impl Alone {
-    fn new(pages: usize, kind: vksvm::TrackerKind) -> Result<Self> {
+    pub(super) fn new(pages: usize, kind: vksvm::TrackerKind) -> Result<Self> {
         let views = OwnedViews::reserve((pages * 4096) as u64)?;
         views.grow_to(pages as u32)?;
         // SAFETY: `self` owns the views and drops the tracker first; the app view is written below only.
@@ -144,5 +144,35 @@ impl Alone {
 
     fn memcpy(&mut self, n: usize) -> Result<f64> {
         Ok(seconds(|| self.copy(n)).0)
+    }
+
+    /// The first `n` pages, one call each, all of them just written by the CPU: what the protection takes away is in use, and
+    /// the other processors must forget it.
+    pub(super) fn protect_one_by_one(&mut self, n: usize) -> Result<f64> {
+        let pages = PageRange::of_len(PageIndex(0), n as u32);
+        for page in pages.iter() {
+            // SAFETY: a page of our own app view, open to us.
+            unsafe { self.views.addr_of(page).as_ptr().write_volatile(2) };
+        }
+        let (time, done) =
+            seconds(|| pages.iter().try_for_each(|page| self.tracker.write_protect(PageRange::single(page))));
+        done?;
+        self.tracker.map(pages, track::Protection::ReadWrite)?;
+        Ok(time)
+    }
+
+    /// The first `n` pages, one copy each, in the order of `order`.
+    pub(super) fn copy_one_by_one(&mut self, order: &[u32]) -> f64 {
+        seconds(|| {
+            for (at, &page) in order.iter().enumerate() {
+                let to = &mut self.frames[at * 4096..][..4096];
+                // SAFETY: a page of the alias, which nobody writes, and other memory of that size.
+                unsafe {
+                    black_box(self.views.alias_ptr(PageIndex(page))).copy_to_nonoverlapping(to.as_mut_ptr(), 4096)
+                };
+                black_box(to);
+            }
+        })
+        .0
     }
 }

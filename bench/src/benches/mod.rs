@@ -5,6 +5,7 @@ mod cold;
 mod fault;
 mod hmm;
 mod invalidate;
+mod live;
 mod memory;
 mod oversub;
 mod pages;
@@ -37,6 +38,7 @@ pub(crate) fn all() -> Vec<Bench> {
         bench("coalesce", "patterns of misses", coalesce::run as _),
         bench("invalidate", "the CPU takes pages back", invalidate::run as _),
         bench("thrash", "CPU and a running kernel fight over pages", thrash::run as _),
+        bench("live", "faults serviced while the kernel runs", live::run as _),
         bench("scale", "many VMAs, large heaps, many threads", scale::run as _),
         bench("oversub", "working sets larger than the budget of device memory", oversub::run as _),
         bench("hmm", "the range protocol alone", hmm::run as _),

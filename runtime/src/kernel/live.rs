@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// How long the service thread spins after it last found something, before it sleeps between looks.
 const SPIN: Duration = Duration::from_micros(200);
+/// Looks at the queue for each look at the dispatch.
+const LOOKS: u32 = 64;
 /// How long it sleeps then.
 const NAP: Duration = Duration::from_micros(50);
 /// How long it sleeps between looks soon after it found something, where it must not take a processor from the kernel or the program.
@@ -73,9 +75,11 @@ impl Executor {
         let give_up = || mirror.epochs().word(offset_of!(Control, give_up)).store(1, Ordering::SeqCst);
         let mut result = Ok(());
         let mut busy = Instant::now();
+        let mut looks = 0u32;
         loop {
             self.space.end_pins();
             if self.drain_live() + self.take_due() > 0 {
+                looks = 0;
                 busy = Instant::now();
                 if result.is_ok() {
                     if let Err(error) = self.serve(job, None) {
@@ -86,6 +90,12 @@ impl Executor {
                     let entries = std::mem::take(&mut self.entries);
                     self.abandon(&entries);
                 }
+                continue;
+            }
+            // Asking the driver costs as much as many looks at the queue.
+            looks += 1;
+            if !looks.is_multiple_of(LOOKS) {
+                std::hint::spin_loop();
                 continue;
             }
             if result.is_ok()
@@ -102,7 +112,9 @@ impl Executor {
             };
             match mirror.device().ended(patience) {
                 Ok(true) => return result,
-                Ok(false) => std::hint::spin_loop(),
+                // Where processors are few, CPU faults are handled on this one.
+                Ok(false) if patience.is_zero() => std::thread::yield_now(),
+                Ok(false) => {}
                 Err(error) => {
                     give_up();
                     return result.and(Err(self.device_failed(job, error)));

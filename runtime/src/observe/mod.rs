@@ -87,6 +87,10 @@ counters! {
     service_nanos,
     /// Nanoseconds in copies, both ways.
     copy_nanos,
+    /// Times that running kernels had to let go of translations.
+    shootdowns,
+    /// Nanoseconds of waiting for it.
+    shootdown_nanos,
 }
 
 impl Counters {

@@ -13,13 +13,15 @@
 //! ```
 //!
 //! A unit that joins reads the epoch, adds itself, and reads it again: had the host counted up in between and seen zero, the second
-//! look tells. Two counts suffice, by parity, because shootdowns are serialised by the mirror's update lock and each ends with the old
-//! count at zero. The wait ends too when the dispatch has ended, which covers units that left without counting themselves out.
+//! look tells. Two counts suffice, by parity, because grace periods do not overlap and each ends with the old count at zero
+//! (`grace.rs`, which is checked by models). The wait ends too when the dispatch has ended, which covers units that left without counting
+//! themselves out.
 
+use super::grace::{EpochWords, GracePeriods};
 use crate::device::layout::{Control, area};
 use crate::device::{Device, DeviceError, SharedMemory, SharedUse};
 use std::mem::offset_of;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::time::{Duration, Instant};
 
 /// Spins before a waiting shootdown asks whether the dispatch has ended.
@@ -28,15 +30,15 @@ const SPINS: u32 = 2_000;
 /// A device's control block with what lies behind it, and the epochs kept in it.
 pub struct Epochs {
     control: Box<dyn SharedMemory>,
-    /// A live dispatch is, or is about to be, in flight. Changed under the update lock.
+    /// A live dispatch is, or is about to be, in flight. Changed between grace periods.
     running: AtomicBool,
-    shootdowns: AtomicU64,
+    grace: GracePeriods,
 }
 
 impl Epochs {
     pub(super) fn new(device: &dyn Device) -> Result<Self, DeviceError> {
         let control = device.shared_memory(area::BYTES, SharedUse::HostReads)?;
-        Ok(Self { control, running: AtomicBool::new(false), shootdowns: AtomicU64::new(0) })
+        Ok(Self { control, running: AtomicBool::new(false), grace: GracePeriods::new() })
     }
 
     /// The control block.
@@ -51,25 +53,24 @@ impl Epochs {
         unsafe { self.control.host().add(offset).cast::<AtomicU32>().as_ref() }
     }
 
-    /// Shootdowns that waited for running kernels.
-    pub fn shootdowns(&self) -> u64 {
-        self.shootdowns.load(Ordering::Relaxed)
-    }
-
     fn count(&self, epoch: u32) -> &AtomicU32 {
         self.word(offset_of!(Control, counts) + 4 * (epoch & 1) as usize)
     }
 
-    /// A dispatch is about to start; the update lock is held.
+    /// A dispatch is about to start.
     pub(super) fn begin(&self) {
-        self.count(0).store(0, Ordering::Relaxed);
-        self.count(1).store(0, Ordering::Relaxed);
-        self.running.store(true, Ordering::SeqCst);
+        self.grace.between(|| {
+            self.count(0).store(0, Ordering::Relaxed);
+            self.count(1).store(0, Ordering::Relaxed);
+            self.running.store(true, Ordering::SeqCst);
+            // Who took an entry away and saw nothing run did so before this, and kernels that start now see it.
+            fence(Ordering::SeqCst);
+        });
     }
 
-    /// The dispatch has ended; the update lock is held.
+    /// The dispatch has ended.
     pub(super) fn end(&self) {
-        self.running.store(false, Ordering::SeqCst);
+        self.grace.between(|| self.running.store(false, Ordering::SeqCst));
     }
 
     /// Whether a live dispatch is in flight; the update lock is held.
@@ -77,37 +78,40 @@ impl Epochs {
         self.running.load(Ordering::SeqCst)
     }
 
-    /// Waits until no running kernel uses what was cleared before the call. The update lock is held.
-    pub(super) fn shootdown(&self, device: &dyn Device) {
+    /// Waits until no running kernel uses what was cleared before the call. False if none runs.
+    pub(super) fn shootdown(&self, device: &dyn Device) -> bool {
+        fence(Ordering::SeqCst);
         if !self.running.load(Ordering::SeqCst) {
-            return;
+            return false;
         }
-        fence(Ordering::SeqCst);
-        let epoch = self.word(offset_of!(Control, epoch));
-        let old = epoch.load(Ordering::Relaxed);
-        // 0 says that a unit is not counted yet. Skipping two keeps the parity, and so which count is drained, in step.
-        let next = if old == u32::MAX { 2 } else { old + 1 };
-        epoch.store(next, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        self.shootdowns.fetch_add(1, Ordering::Relaxed);
         let start = Instant::now();
         let mut spins = 0;
-        while self.count(old).load(Ordering::SeqCst) != 0 {
+        self.grace.wait(self, || {
             spins += 1;
             if spins < SPINS {
                 std::hint::spin_loop();
-                continue;
+                return true;
             }
             spins = 0;
             // A kernel in a long stretch without a safe point: ask seldom, and leave it the processor.
             let patience =
                 if start.elapsed() > Duration::from_millis(1) { Duration::from_micros(100) } else { Duration::ZERO };
-            match device.ended(patience) {
-                Ok(false) => {}
-                // A device that fails runs nothing any more.
-                Ok(true) | Err(_) => break,
-            }
-        }
-        fence(Ordering::SeqCst);
+            // A device that fails runs nothing any more.
+            matches!(device.ended(patience), Ok(false))
+        });
+        true
+    }
+}
+
+impl EpochWords for Epochs {
+    fn advance(&self) -> u32 {
+        // 0 says that a unit is not counted yet. Skipping two keeps the parity, and so which count is drained, in step.
+        let next = |epoch: u32| Some(if epoch == u32::MAX { 2 } else { epoch + 1 });
+        let epoch = self.word(offset_of!(Control, epoch));
+        epoch.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).unwrap_or_else(|epoch| epoch)
+    }
+
+    fn counted(&self, epoch: u32) -> u32 {
+        self.count(epoch).load(Ordering::SeqCst)
     }
 }

@@ -325,7 +325,7 @@ impl DeviceMirror {
             lists.taken.push((page, state.table.take(page)));
         }
         if !lists.taken.is_empty() {
-            self.epochs.shootdown(self.device.as_ref());
+            self.shootdown();
         }
         for &(page, entry) in &lists.taken {
             // Set by kernels between the taking and the end of the shootdown (I8).
@@ -361,7 +361,7 @@ impl DeviceMirror {
             lists.taken.push((page, state.table.clear_flags(page, pte::WRITABLE | pte::DIRTY | pte::ACCESSED)));
         }
         if !lists.taken.is_empty() {
-            self.epochs.shootdown(self.device.as_ref());
+            self.shootdown();
         }
         for &(page, entry) in &lists.taken {
             let late = state.table.clear_flags(page, pte::DIRTY) & pte::DIRTY;
@@ -372,6 +372,15 @@ impl DeviceMirror {
         }
         self.copy_home(state, &lists.home);
         state.lists = lists;
+    }
+
+    /// Waits until no running kernel uses translations that were taken.
+    fn shootdown(&self) {
+        let start = Instant::now();
+        if self.epochs.shootdown(self.device.as_ref()) {
+            Counters::add(&self.counters.shootdowns, 1);
+            Counters::add_time(&self.counters.shootdown_nanos, start.elapsed());
+        }
     }
 
     /// Carries accessed and dirty bits over to the page's record (I4).

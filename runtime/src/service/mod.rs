@@ -12,8 +12,11 @@ mod contents;
 mod epochs;
 mod evict;
 mod fault;
+mod grace;
 mod guesses;
 mod hold;
+#[cfg(all(test, loom))]
+mod loom_models;
 mod mirror;
 mod place;
 mod steps;
