@@ -106,6 +106,7 @@ layout(buffer_reference, scalar, buffer_reference_align = 64) buffer VksvmContro
     layout(offset = VKSVM_CONTROL_POLL_LIMIT) uint poll_limit;
     layout(offset = VKSVM_CONTROL_UNITS) uint64_t units;
     layout(offset = VKSVM_CONTROL_GRID_Z) uint grid_z;
+    layout(offset = VKSVM_CONTROL_GROUP_SIZE) uint group_size;
     layout(offset = VKSVM_CONTROL_QUEUE_HEAD) uint queue_head;
     layout(offset = VKSVM_CONTROL_BOUNCE_HEAD) uint bounce_head;
     layout(offset = VKSVM_CONTROL_TRANSLATIONS) uint translations;
@@ -177,6 +178,8 @@ uint vksvm_join_() {
         atomicAdd(vksvm_count_(epoch).value, 0xFFFFFFFFu);
         epoch = now;
     }
+    // What was cached of frames that have been reused since must not be read again.
+    memoryBarrierBuffer();
     return epoch;
 }
 
@@ -196,7 +199,8 @@ void vksvm_move_() {
     uint now = atomicOr(control.epoch, 0u);
     if (vksvm_is_lockstep_()) {
         uint64_t unit = vksvm_unit_();
-        uint old = VksvmLiveWord_(unit).value;
+        // An atomic, so that no compiler looks twice.
+        uint old = atomicOr(VksvmWord_(unit).value, 0u);
         if (old == now) return;
         uint epoch = vksvm_join_();
         if (atomicCompSwap(VksvmWord_(unit).value, old, epoch) == old) {
@@ -257,8 +261,9 @@ void vksvm_finish_() {
     if (vksvm_is_live_()) {
         if (!vksvm_is_lockstep_()) vksvm_leave_(vksvm_epoch_);
         else {
-            // The last invocation counts the unit out.
-            uint size = gl_WorkGroupSize.x * gl_WorkGroupSize.y * gl_WorkGroupSize.z;
+            // The last invocation counts the unit out. The host says how many there are: here, before the kernel has declared its
+            // own, gl_WorkGroupSize is one.
+            uint size = VksvmControl_(vksvm_launch_.control).group_size;
             if (atomicAdd(VksvmWord_(vksvm_unit_() + 8ul).value, 1u) == size - 1u)
                 vksvm_leave_(VksvmLiveWord_(vksvm_unit_()).value);
         }

@@ -55,6 +55,8 @@
 #define VKSVM_CONTROL_UNITS 40
 // The launch's grid in z, in workgroups.
 #define VKSVM_CONTROL_GRID_Z 48
+// Invocations of a workgroup.
+#define VKSVM_CONTROL_GROUP_SIZE 52
 // Counters, written by kernels, on a cache line of their own.
 #define VKSVM_CONTROL_QUEUE_HEAD 128
 #define VKSVM_CONTROL_BOUNCE_HEAD 132

@@ -395,7 +395,8 @@ pub enum FaultMode {
     Auto,
     /// A missing page restarts its workgroup once it is there. Works on every device.
     Replay,
-    /// A missing page is waited for inside the kernel. On llvmpipe this sets `LP_NUM_THREADS`, unless it is set, to leave a
+    /// A missing page is waited for inside the kernel, if a start-up probe shows that this works; else replay, and
+    /// [`Info::fault_mode`] says why. On llvmpipe this sets `LP_NUM_THREADS`, unless it is set, to leave a
     /// processor to the service thread: open the runtime before starting threads whose C code reads the environment.
     Live,
 }
@@ -442,7 +443,8 @@ fn choose_fault_mode(
             ),
         )),
         (Err(why), FaultMode::Live) => {
-            Err(OpenError::Option { name: "VKSVM_FAULT_MODE", value: "live".into(), reason: why })
+            tracing::warn!("live mode was asked for and does not work here: {why}");
+            replay(&format!("live mode does not work here: {why}"))
         }
         (Err(why), _) => replay(&why),
     }

@@ -192,8 +192,10 @@ pub struct Control {
     pub units: DeviceAddress,
     /// The launch's grid in z, in workgroups.
     pub grid_z: u32,
+    /// Invocations of a workgroup.
+    pub group_size: u32,
     /// Up to the counters' cache line.
-    pub reserved: [u32; 19],
+    pub reserved: [u32; 18],
     /// Entries appended, also those that found no room.
     pub queue_head: u32,
     /// Bytes of the bounce arena handed out.
@@ -254,6 +256,7 @@ const _: () = {
     assert!(offset_of!(Control, bounce_bytes) == define("VKSVM_CONTROL_BOUNCE_BYTES") as usize);
     assert!(offset_of!(Control, kernel) == define("VKSVM_CONTROL_KERNEL") as usize);
     assert!(offset_of!(Control, grid_z) == define("VKSVM_CONTROL_GRID_Z") as usize);
+    assert!(offset_of!(Control, group_size) == define("VKSVM_CONTROL_GROUP_SIZE") as usize);
     assert!(offset_of!(Control, queue_head) == define("VKSVM_CONTROL_QUEUE_HEAD") as usize);
     assert!(offset_of!(Control, bounce_head) == define("VKSVM_CONTROL_BOUNCE_HEAD") as usize);
     assert!(offset_of!(Control, translations) == define("VKSVM_CONTROL_TRANSLATIONS") as usize);

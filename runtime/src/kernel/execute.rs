@@ -546,6 +546,8 @@ impl Executor {
         epochs.word(offset_of!(Control, queue_head)).store(0, Ordering::Relaxed);
         epochs.word(offset_of!(Control, bounce_head)).store(0, Ordering::Relaxed);
         epochs.word(offset_of!(Control, grid_z)).store(job.grid[2], Ordering::Relaxed);
+        let group_size = job.kernel.local_size.iter().product();
+        epochs.word(offset_of!(Control, group_size)).store(group_size, Ordering::Relaxed);
         epochs.word(offset_of!(Control, kernel)).store(job.kernel.id, Ordering::Release);
         let mut push = bytemuck::bytes_of(&block).to_vec();
         push.extend_from_slice(&job.arguments);

@@ -12,6 +12,7 @@ use super::execute::{Executor, Job, Pass, WorkList};
 use crate::device::layout::{Control, variant};
 use crate::device::{Dispatch, LiveUnit};
 use crate::observe::Counters;
+use crate::service::DeviceMirror;
 use std::mem::offset_of;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -24,6 +25,17 @@ const LOOKS: u32 = 64;
 const NAP: Duration = Duration::from_micros(50);
 /// How long it sleeps between looks soon after it found something, where it must not take a processor from the kernel or the program.
 const SHORT_NAP: Duration = Duration::from_micros(15);
+
+/// Ends a dispatch whose service thread dies: the kernel is told to give up, and its end is waited for before what it uses goes.
+struct EndOnPanic<'a>(&'a DeviceMirror);
+
+impl Drop for EndOnPanic<'_> {
+    fn drop(&mut self) {
+        self.0.epochs().word(offset_of!(Control, give_up)).store(1, Ordering::SeqCst);
+        while let Ok(false) = self.0.device().ended(NAP) {}
+        self.0.end_live();
+    }
+}
 
 impl Executor {
     /// Runs `list` once, servicing its faults meanwhile.
@@ -51,21 +63,26 @@ impl Executor {
         mirror.begin_live();
         self.service.begin_live();
         let served = match mirror.device().start(&dispatch) {
-            Ok(()) => self.serve_while_running(job, start),
+            Ok(()) => {
+                let end = EndOnPanic(&mirror);
+                let served = self.serve_while_running(job, start);
+                std::mem::forget(end);
+                served
+            }
             Err(error) => Err(self.device_failed(job, error)),
         };
         mirror.end_live();
         self.service.end_live();
         let mut pass = self.finish(list, bits, start.elapsed());
-        served?;
-        // What was reported by invocations that gave up is served before the replay.
+        // What was reported by invocations that gave up is served before the replay; if there is none, by nobody.
         self.drain_live();
         self.take_held();
-        if pass.replay.is_empty() {
+        if served.is_err() || pass.replay.is_empty() {
             let entries = std::mem::take(&mut self.entries);
             self.abandon(&entries);
             pass.late = None;
         }
+        served?;
         Ok(pass)
     }
 
