@@ -4,6 +4,7 @@ mod arrays;
 mod coherence;
 mod errors;
 mod faults;
+mod live;
 mod mappings;
 mod plain;
 mod pressure;

@@ -1,0 +1,245 @@
+//! Live mode: CPU threads and a kernel that runs work on the same pages at the same time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+use vksvm::device::vulkan::{VulkanDevice, VulkanOptions};
+use vksvm::device::{Device, DeviceError, DeviceInfo, Dispatch, LiveUnit, PageCopy, SharedMemory, SharedUse, Slab};
+use vksvm::kernel::KernelModule;
+use vksvm::{FaultMode, LaunchError};
+use vksvm_tests::{Fixture, spirv, with};
+
+fn live() -> Fixture {
+    let svm = with(|builder| builder.fault_mode(FaultMode::Live).time_limit(Duration::from_secs(100)));
+    assert!(svm.info().fault_mode.starts_with("live"), "{}", svm.info().fault_mode);
+    svm
+}
+
+/// A word of the heap, as CPU threads access it while a kernel runs.
+fn word(words: *mut u32, index: usize) -> &'static AtomicU32 {
+    // SAFETY: callers name words of allocations that outlive the launch, accessed atomically by the CPU meanwhile.
+    unsafe { AtomicU32::from_ptr(words.add(index)) }
+}
+
+#[test]
+fn no_store_is_lost_to_pages_that_the_cpu_keeps_taking_back() {
+    let svm = live();
+    let heap = svm.heap();
+    let (pages, groups) = (8usize, 3u32);
+    let invocations = groups as usize * 32;
+    let mut data = heap.vec_zeroed::<[u32; 1024]>(pages).unwrap();
+    let mut stop = heap.vec_from_slice(&[0u32]).unwrap();
+    let mut turns = heap.vec_zeroed::<u32>(invocations).unwrap();
+    // SAFETY: the kernel counts up words of its own in `data`, which holds them, and stores to `turns`; the CPU keeps to the last
+    // word of each page and to `stop`.
+    let kernel = unsafe { svm.kernel("keep_storing", spirv!("keep_storing")) }.unwrap();
+    let (cells, flag) = (data.as_mut_ptr() as usize, stop.as_mut_ptr() as usize);
+    let launch = kernel.launch([groups, 1, 1]).write(&mut data[..]).read(&stop[..]).write(&mut turns[..]);
+    let launch = launch.value([pages as u32, u32::MAX]);
+    let taken = std::thread::scope(|scope| {
+        let running = scope.spawn(|| launch.run());
+        // Its pipeline is made first.
+        while svm.stats().device_faults < 2 && !running.is_finished() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let mut taken = 0u32;
+        for round in 0..1500usize {
+            word(cells as *mut u32, round % pages * 1024 + 1023).fetch_add(1, Ordering::Relaxed);
+            taken += 1;
+            // The kernel takes it back meanwhile.
+            std::thread::sleep(Duration::from_micros(20));
+            if round % 3 == 0 {
+                word(cells as *mut u32, (round + 3) % pages * 1024).load(Ordering::Relaxed);
+            }
+        }
+        word(flag as *mut u32, 0).store(1, Ordering::Release);
+        running.join().unwrap().unwrap();
+        taken
+    });
+    for (i, &turns) in turns.iter().enumerate() {
+        for (page, words) in data.iter().enumerate() {
+            let expected = turns / pages as u32 + u32::from((page as u32) < turns % pages as u32);
+            assert_eq!(words[i], expected, "invocation {i}, page {page}, {turns} turns");
+        }
+    }
+    assert_eq!(data.iter().map(|page| page[1023]).sum::<u32>(), taken);
+    assert!(svm.stats().shootdowns > 100, "{}", svm.stats());
+}
+
+#[test]
+fn a_million_numbers_go_to_a_running_kernel_and_back() {
+    const CAPACITY: usize = 1 << 16;
+    const N: u32 = 1_000_000;
+    let svm = live();
+    let heap = svm.heap();
+    let mut from = heap.vec_zeroed::<u32>(CAPACITY).unwrap();
+    let mut to = heap.vec_zeroed::<u32>(CAPACITY).unwrap();
+    let mut positions = heap.vec_zeroed::<[u32; 1024]>(4).unwrap();
+    // SAFETY: the kernel reads `from`, stores to `to` and to two of the positions.
+    let kernel = unsafe { svm.kernel("echo", spirv!("echo")) }.unwrap();
+    let (source, sink, at) = (from.as_mut_ptr() as usize, to.as_mut_ptr() as usize, positions.as_mut_ptr() as usize);
+    let position = |which: usize| word(at as *mut u32, 1024 * which);
+    let launch = kernel.launch([1, 1, 1]).write(&mut from[..]).write(&mut to[..]).write(&mut positions[..]);
+    let launch = launch.value([CAPACITY as u32, N]);
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| launch.run());
+        scope.spawn(move || {
+            let mut put = 0u32;
+            while put < N {
+                let room = position(1).load(Ordering::Acquire) + CAPACITY as u32 - put;
+                let batch = room.min(N - put).min(CAPACITY as u32 / 2);
+                for item in put..put + batch {
+                    word(source as *mut u32, item as usize % CAPACITY).store(item, Ordering::Relaxed);
+                }
+                put += batch;
+                position(0).store(put, Ordering::Release);
+                std::thread::sleep(Duration::from_micros(300));
+            }
+        });
+        let mut taken = 0u32;
+        while taken < N && !running.is_finished() {
+            let until = position(2).load(Ordering::Acquire);
+            for item in taken..until {
+                let found = word(sink as *mut u32, item as usize % CAPACITY).load(Ordering::Relaxed);
+                assert_eq!(found, 3 * item + 1, "number {item}");
+            }
+            taken = until;
+            position(3).store(taken, Ordering::Release);
+            std::thread::sleep(Duration::from_micros(300));
+        }
+        running.join().unwrap().unwrap();
+        assert_eq!(position(2).load(Ordering::Acquire), N);
+    });
+}
+
+#[test]
+fn updates_and_atomics_across_missing_pages_happen_once_in_both_modes() {
+    for mode in [FaultMode::Live, FaultMode::Replay] {
+        let svm = with(|builder| builder.fault_mode(mode).frames(80).queue_capacity(5));
+        let (pages, invocations) = (64usize, 128u32);
+        let mut data = svm.heap().vec_zeroed::<[u32; 1024]>(pages).unwrap();
+        let cells = data.as_mut_ptr() as usize;
+        // SAFETY: the kernel changes words of its own and the pages' last words; the CPU keeps to the words between.
+        let kernel = unsafe { svm.kernel("update_pages", spirv!("update_pages")) }.unwrap();
+        let launch = kernel.launch([invocations / 32, 1, 1]).write(&mut data[..]).value([pages as u32, invocations]);
+        std::thread::scope(|scope| {
+            let running = scope.spawn(|| launch.run());
+            let mut round = 0usize;
+            while !running.is_finished() {
+                round += 1;
+                word(cells as *mut u32, round * 13 % pages * 1024 + 500).fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            running.join().unwrap().unwrap();
+        });
+        let sum: u32 = (1..=invocations).sum();
+        for (page, words) in data.iter().enumerate() {
+            assert!(
+                words[..invocations as usize].iter().all(|&word| word == 7),
+                "{mode:?}, page {page}: {:?}",
+                &words[..4]
+            );
+            assert_eq!(words[1023], sum, "{mode:?}, page {page}");
+        }
+    }
+}
+
+#[test]
+fn a_kernel_that_never_returns_is_cancelled_and_the_runtime_stays_usable() {
+    let svm = with(|builder| builder.fault_mode(FaultMode::Live).time_limit(Duration::from_millis(300)));
+    let flag = svm.heap().vec_from_slice(&[0u32]).unwrap();
+    let mut out = svm.heap().vec_zeroed::<u32>(16).unwrap();
+    // SAFETY: the kernel reads the flag and stores to `out`.
+    let kernel = unsafe { svm.kernel("for_ever", spirv!("for_ever")) }.unwrap();
+    let error = kernel.launch([2, 1, 1]).read(&flag[..]).write(&mut out[..]).run().unwrap_err();
+    assert!(matches!(error, LaunchError::TimedOut { .. }), "{error}");
+    assert!(out.iter().all(|&word| word == 0), "a cancelled kernel stored");
+    let flag = svm.heap().vec_from_slice(&[1u32]).unwrap();
+    kernel.launch([2, 1, 1]).read(&flag[..]).write(&mut out[..]).run().unwrap();
+    assert!(out.iter().all(|&word| word == 1));
+}
+
+/// The device, with faults to order.
+struct Faulty {
+    device: VulkanDevice,
+    no_live: bool,
+    dies: AtomicBool,
+}
+
+impl Faulty {
+    fn open(no_live: bool) -> Arc<Self> {
+        let validation = std::env::var("VKSVM_VALIDATION").is_ok_and(|value| value != "0");
+        let options = VulkanOptions { leave_processor: true, validation, ..VulkanOptions::default() };
+        Arc::new(Self { device: VulkanDevice::open(&options).unwrap(), no_live, dies: AtomicBool::new(false) })
+    }
+}
+
+impl Device for Faulty {
+    fn info(&self) -> &DeviceInfo {
+        self.device.info()
+    }
+    fn shared_memory(&self, bytes: usize, usage: SharedUse) -> Result<Box<dyn SharedMemory>, DeviceError> {
+        self.device.shared_memory(bytes, usage)
+    }
+    fn slab(&self, bytes: usize) -> Result<Arc<dyn Slab>, DeviceError> {
+        self.device.slab(bytes)
+    }
+    unsafe fn copy_in(&self, copies: &[PageCopy]) -> Result<(), DeviceError> {
+        assert!(!self.dies.load(Ordering::Relaxed), "the service thread dies, as the test asks");
+        // SAFETY: the caller's promise.
+        unsafe { self.device.copy_in(copies) }
+    }
+    unsafe fn copy_out(&self, copies: &[PageCopy]) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.device.copy_out(copies) }
+    }
+    unsafe fn fill_zero(&self, fills: &[PageCopy]) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.device.fill_zero(fills) }
+    }
+    fn run(&self, dispatch: &Dispatch<'_>) -> Result<Duration, DeviceError> {
+        self.device.run(dispatch)
+    }
+    fn probe_live(&self) -> Result<LiveUnit, String> {
+        if self.no_live { Err("loops end early, says the test".into()) } else { self.device.probe_live() }
+    }
+    fn start(&self, dispatch: &Dispatch<'_>) -> Result<(), DeviceError> {
+        self.device.start(dispatch)
+    }
+    fn ended(&self, patience: Duration) -> Result<bool, DeviceError> {
+        self.device.ended(patience)
+    }
+    fn prepare(&self, kernel: &KernelModule, variant: u32) -> Result<(), DeviceError> {
+        self.device.prepare(kernel, variant)
+    }
+    fn forget(&self, kernel: &KernelModule) {
+        self.device.forget(kernel);
+    }
+}
+
+#[test]
+fn where_the_probe_fails_launches_are_replayed_and_info_says_why() {
+    let svm = with(|builder| builder.with_device(Faulty::open(true)).fault_mode(FaultMode::Live));
+    let mode = svm.info().fault_mode;
+    assert!(mode.starts_with("replay") && mode.contains("loops end early"), "{mode}");
+    let mut data = svm.heap().vec_zeroed::<[u32; 1024]>(4).unwrap();
+    // SAFETY: the kernel changes words of the pages.
+    let kernel = unsafe { svm.kernel("update_pages", spirv!("update_pages")) }.unwrap();
+    kernel.launch([1, 1, 1]).write(&mut data[..]).value([4u32, 32]).run().unwrap();
+    assert!(data.iter().all(|page| page[..32].iter().all(|&word| word == 7)));
+}
+
+#[test]
+fn a_service_thread_that_dies_ends_the_kernel_that_waits_for_it() {
+    let device = Faulty::open(false);
+    let svm = with(|builder| builder.with_device(device.clone()).fault_mode(FaultMode::Live));
+    let flag = svm.heap().vec_from_slice(&[1u32]).unwrap();
+    let mut out = svm.heap().vec_zeroed::<u32>(16).unwrap();
+    // SAFETY: the kernel reads the flag and stores to `out`.
+    let kernel = unsafe { svm.kernel("for_ever", spirv!("for_ever")) }.unwrap();
+    device.dies.store(true, Ordering::Relaxed);
+    let error = kernel.launch([2, 1, 1]).read(&flag[..]).write(&mut out[..]).run().unwrap_err();
+    assert!(matches!(error, LaunchError::Stopped { .. }), "{error}");
+    // The heap stays what it was.
+    assert_eq!((flag[0], out[0]), (1, 0));
+}
