@@ -137,8 +137,9 @@ impl Service {
             self.eviction.replacement.order(&mut granules, about);
         }
         let thrash = self.space.thrash();
-        if thrash.is_on() {
-            // What was evicted and asked for again of late goes last.
+        if thrash.is_on() && self.eviction.hand.is_some() {
+            // What was evicted and asked for again of late goes last. The forecast knows of refaults itself, and sorted so it would be
+            // least recently used again.
             granules.sort_by_key(|&(granule, _)| thrash.spares(granule));
         }
         let pages = granules.iter().flat_map(|&(granule, _)| state.table.clip(granule.pages()).iter());
