@@ -169,7 +169,8 @@ struct Faulty {
 impl Faulty {
     fn open(no_live: bool) -> Arc<Self> {
         let validation = std::env::var("VKSVM_VALIDATION").is_ok_and(|value| value != "0");
-        let options = VulkanOptions { leave_processor: true, validation, ..VulkanOptions::default() };
+        let mut options = VulkanOptions::default();
+        (options.leave_processor, options.validation) = (true, validation);
         Arc::new(Self { device: VulkanDevice::open(&options).unwrap(), no_live, dies: AtomicBool::new(false) })
     }
 }
