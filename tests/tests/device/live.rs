@@ -6,11 +6,16 @@ use std::time::Duration;
 use vksvm::device::vulkan::{VulkanDevice, VulkanOptions};
 use vksvm::device::{Device, DeviceError, DeviceInfo, Dispatch, LiveUnit, PageCopy, SharedMemory, SharedUse, Slab};
 use vksvm::kernel::KernelModule;
-use vksvm::{FaultMode, LaunchError};
+use vksvm::{FaultMode, LaunchError, ThrashOptions, ThrashPolicy};
 use vksvm_tests::{Fixture, spirv, with};
 
 fn live() -> Fixture {
-    let svm = with(|builder| builder.fault_mode(FaultMode::Live).time_limit(Duration::from_secs(100)));
+    live_with(ThrashPolicy::default())
+}
+
+fn live_with(policy: ThrashPolicy) -> Fixture {
+    let thrash = ThrashOptions { policy, ..ThrashOptions::default() };
+    let svm = with(|builder| builder.fault_mode(FaultMode::Live).time_limit(Duration::from_secs(100)).thrash(thrash));
     assert!(svm.info().fault_mode.starts_with("live"), "{}", svm.info().fault_mode);
     svm
 }
@@ -23,7 +28,8 @@ fn word(words: *mut u32, index: usize) -> &'static AtomicU32 {
 
 #[test]
 fn no_store_is_lost_to_pages_that_the_cpu_keeps_taking_back() {
-    let svm = live();
+    // The policy would keep the pages from being taken.
+    let svm = live_with(ThrashPolicy::Off);
     let heap = svm.heap();
     let (pages, groups) = (8usize, 3u32);
     let invocations = groups as usize * 32;
