@@ -1,7 +1,8 @@
 //! `cargo xtask test`: the workspace's tests on a device, once for each way of tracking CPU accesses.
 //!
 //! A *pass* is one run of the test tool with one tracker. The first leaves the choice of the tracker to the
-//! runtime and covers everything; the second repeats what depends on the tracker with the other one.
+//! runtime and covers everything; the second repeats what depends on the tracker with the other one, and a third what runs on a device with
+//! kernels that wait for their pages (live mode).
 
 use std::env;
 
@@ -17,12 +18,16 @@ use crate::{
 /// The packages whose tests depend on the tracker.
 const TRACKED: [&str; 2] = ["vksvm", "vksvm-tests"];
 
+/// The package whose tests run on a device.
+const ON_DEVICE: [&str; 1] = ["vksvm-tests"];
+
+const FAULT_MODE: &str = "VKSVM_FAULT_MODE";
 const TRACKER: &str = "VKSVM_TRACKER";
 const VALIDATION: &str = "VKSVM_VALIDATION";
 /// How long the coherence fuzz runs; CI takes a minute for each tracker.
 const FUZZ_SECONDS: &str = "VKSVM_FUZZ_SECONDS";
 
-/// Runs all tests: with the tracker that the runtime chooses, then again with the SIGSEGV tracker.
+/// Runs all tests: with the tracker that the runtime chooses, then again with the SIGSEGV tracker, then those on a device in live mode.
 ///
 /// VKSVM_TRACKER, if set, restricts this to the tracker it names. Where the Vulkan validation layers are
 /// installed, the tests run under them. Uses cargo-nextest if it is installed.
@@ -59,6 +64,8 @@ struct Pass {
     tracker: Option<String>,
     /// None stands for the whole workspace.
     packages: Option<&'static [&'static str]>,
+    /// Kernels wait for missing pages; else the mode is the runtime's, or the user's, choice.
+    live: bool,
 }
 
 impl Test {
@@ -74,7 +81,8 @@ impl Test {
         for pass in passes(self.tracker, forced) {
             let tracker = pass.tracker.as_deref().unwrap_or("chosen by the runtime");
             let validated = if device.has_validation() { ", under the validation layers" } else { "" };
-            heading(&format!("tests of {}, tracker: {tracker}{validated}", scope(&pass)));
+            let mode = if pass.live { ", live mode" } else { "" };
+            heading(&format!("tests of {}, tracker: {tracker}{mode}{validated}", scope(&pass)));
             self.unit_tests(&device, &pass, nextest)?;
             if pass.packages.is_none() && self.args.is_empty() {
                 heading(&format!("doc tests, tracker: {tracker}"));
@@ -129,6 +137,9 @@ impl Pass {
             Some(tracker) => command.env(TRACKER, tracker),
             None => command.env_remove(TRACKER),
         };
+        if self.live {
+            command.env(FAULT_MODE, "live");
+        }
         if env::var_os("CI").is_some() && env::var_os(FUZZ_SECONDS).is_none() {
             command.env(FUZZ_SECONDS, "60");
         }
@@ -140,13 +151,17 @@ impl Pass {
 }
 
 fn passes(tracker: Tracker, forced: Option<String>) -> Vec<Pass> {
-    let whole = |tracker: Option<&str>| Pass { tracker: tracker.map(str::to_owned), packages: None };
+    let whole = |tracker: Option<&str>| Pass { tracker: tracker.map(str::to_owned), packages: None, live: false };
     match (tracker, forced) {
         (Tracker::Uffd, _) => vec![whole(Some("uffd"))],
         (Tracker::Sigsegv, _) => vec![whole(Some("sigsegv"))],
         (Tracker::Both, Some(forced)) => vec![whole(Some(&forced))],
         (Tracker::Both, None) => {
-            vec![whole(None), Pass { tracker: Some("sigsegv".to_owned()), packages: Some(&TRACKED) }]
+            vec![
+                whole(None),
+                Pass { tracker: Some("sigsegv".to_owned()), packages: Some(&TRACKED), live: false },
+                Pass { tracker: None, packages: Some(&ON_DEVICE), live: true },
+            ]
         }
     }
 }
@@ -159,22 +174,23 @@ fn scope(pass: &Pass) -> String {
 mod tests {
     use super::*;
 
-    fn shape(passes: &[Pass]) -> Vec<(Option<&str>, bool)> {
-        passes.iter().map(|pass| (pass.tracker.as_deref(), pass.packages.is_none())).collect()
+    fn shape(passes: &[Pass]) -> Vec<(Option<&str>, bool, bool)> {
+        passes.iter().map(|pass| (pass.tracker.as_deref(), pass.packages.is_none(), pass.live)).collect()
     }
 
     #[test]
-    fn both_trackers_are_covered_by_default() {
-        assert_eq!(shape(&passes(Tracker::Both, None)), [(None, true), (Some("sigsegv"), false)]);
+    fn both_trackers_and_live_mode_are_covered_by_default() {
+        let all = [(None, true, false), (Some("sigsegv"), false, false), (None, false, true)];
+        assert_eq!(shape(&passes(Tracker::Both, None)), all);
     }
 
     #[test]
     fn a_tracker_set_by_the_user_is_the_only_one() {
-        assert_eq!(shape(&passes(Tracker::Both, Some("sigsegv".into()))), [(Some("sigsegv"), true)]);
+        assert_eq!(shape(&passes(Tracker::Both, Some("sigsegv".into()))), [(Some("sigsegv"), true, false)]);
     }
 
     #[test]
     fn the_option_is_stronger_than_the_environment() {
-        assert_eq!(shape(&passes(Tracker::Uffd, Some("sigsegv".into()))), [(Some("uffd"), true)]);
+        assert_eq!(shape(&passes(Tracker::Uffd, Some("sigsegv".into()))), [(Some("uffd"), true, false)]);
     }
 }

@@ -122,12 +122,12 @@ fn pointers_near_an_array_may_also_lead_elsewhere() {
         if idempotent {
             kernel = kernel.idempotent();
         }
-        // The last of them in the kernel's fast variant.
+        // The last of them in the kernel's fast variant, which is replay's.
         for _ in 0..4 {
             let launch = kernel.launch([N.div_ceil(64), 1, 1]).read_array(&data[..]).write_array(&mut near_out[..]);
             launch.read(&sources[..]).read(&targets[..]).value(N).value(0u32).run().unwrap();
         }
-        assert!(svm.stats().fast_dispatches > 0);
+        assert!(svm.stats().fast_dispatches > 0 || svm.info().fault_mode.starts_with("live"));
         for i in 0..N {
             let want = i * 31 % N * if is_far(i) { 7 } else { 1 } + 1;
             let [here, other] =
