@@ -17,15 +17,17 @@ use std::time::{Duration, Instant};
 use vksvm::addr::{PageRange, VirtAddr};
 use vksvm::device::vulkan::{RawBuffer, RawCommand, RawKernel};
 use vksvm::hmm::{Blocking, Event};
-use vksvm::{FaultMode, Svm, SvmVec};
+use vksvm::{FaultMode, Svm, SvmVec, ThrashOptions, ThrashPolicy};
 
 const ROUNDS: u32 = 7;
 const WORDS: usize = 1024;
 
 pub(super) fn run(suite: &mut Suite) -> Result<()> {
     // Live first: it decides how many threads the driver starts, for both.
-    let live = suite.open(|builder| builder.fault_mode(FaultMode::Live))?;
-    let replay = suite.open(|builder| builder.fault_mode(FaultMode::Replay))?;
+    // Pages are taken from the kernel again and again, which the policy against thrashing would put off.
+    let thrash = ThrashOptions { policy: ThrashPolicy::Off, ..ThrashOptions::default() };
+    let live = suite.open(|builder| builder.fault_mode(FaultMode::Live).thrash(thrash))?;
+    let replay = suite.open(|builder| builder.fault_mode(FaultMode::Replay).thrash(thrash))?;
     let mut parts = Parts::new(&live)?;
     one_waiting(suite, &live, &mut parts)?;
     many_waiting(suite, &live, &mut parts)?;
