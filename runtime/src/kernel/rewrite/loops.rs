@@ -153,35 +153,41 @@ fn guard_back_edge(
     let return_type = function.def.as_ref().and_then(|def| def.result_type);
     let blocks = &mut function.blocks;
     // The new way out brings zeros along.
+    let mut zeros = Zeros::new(code);
     for phi in &mut blocks[of.merge].instructions {
         if phi.class.opcode == Op::Phi && !phi.operands.contains(&Operand::IdRef(back)) {
             let ty = phi.result_type.unwrap_or_default();
-            let null = null_of(code, ty).ok_or_else(|| code.unsupported(phi, NO_NULL))?;
-            phi.operands.extend([Operand::IdRef(null), Operand::IdRef(back)]);
+            let zero = zeros.of(ty).ok_or_else(|| zeros.code.unsupported(phi, NO_ZERO))?;
+            phi.operands.extend([Operand::IdRef(zero), Operand::IdRef(back)]);
         }
     }
+    let before_branch = zeros.made;
     // A merge block that nothing led to may claim to be unreachable.
-    if let (Some(end), Some(ty)) = (blocks[of.merge].instructions.last_mut(), return_type)
-        && end.class.opcode == Op::Unreachable
+    if let (Some(end), Some(ty)) =
+        (blocks[of.merge].instructions.pop_if(|end| end.class.opcode == Op::Unreachable), return_type)
     {
-        *end = if code.global(ty).is_some_and(|ty| ty.class.opcode == Op::TypeVoid) {
-            Instruction::new(Op::Return, None, None, vec![])
+        if code.global(ty).is_some_and(|ty| ty.class.opcode == Op::TypeVoid) {
+            blocks[of.merge].instructions.push(Instruction::new(Op::Return, None, None, vec![]));
         } else {
-            let null = null_of(code, ty).ok_or_else(|| code.unsupported(end, NO_NULL))?;
-            Instruction::new(Op::ReturnValue, None, None, vec![Operand::IdRef(null)])
-        };
+            let mut zeros = Zeros::new(code);
+            let zero = zeros.of(ty).ok_or_else(|| zeros.code.unsupported(&end, NO_ZERO))?;
+            let made = zeros.made;
+            blocks[of.merge].instructions.extend(made);
+            let end = Instruction::new(Op::ReturnValue, None, None, vec![Operand::IdRef(zero)]);
+            blocks[of.merge].instructions.push(end);
+        }
     }
     let (poisoned, call) = ask(code, asks);
     let instructions = &mut blocks[of.back].instructions;
     instructions.pop();
     let at = tail_of_open(instructions);
-    instructions.insert(at, call);
+    instructions.splice(at..at, before_branch.into_iter().chain([call]));
     let operands = [poisoned, merge, header].map(Operand::IdRef).to_vec();
     instructions.push(Instruction::new(Op::BranchConditional, None, None, operands));
     Ok(())
 }
 
-const NO_NULL: &str =
+const NO_ZERO: &str =
     "a loop without an exit on every way round leaves with it, and a poisoned invocation has no value for it";
 
 /// As `tail`, for a block whose terminator was taken off.
@@ -190,22 +196,85 @@ fn tail_of_open(instructions: &[Instruction]) -> usize {
     instructions.len() - usize::from(merge)
 }
 
-fn null_of(code: &mut Code, ty: Word) -> Option<Word> {
-    let declared = code.global(ty)?;
-    let has_null = match declared.class.opcode {
-        Op::TypePointer => {
-            declared.operands.first() == Some(&Operand::StorageClass(StorageClass::PhysicalStorageBuffer))
+/// The zeros that are made for poisoned invocations. Most types have a null constant; pointers to physical storage
+/// have none (SPIR-V, `OpConstantNull`), and neither does what holds such pointers: there a zero is computed.
+struct Zeros<'a> {
+    code: &'a mut Code,
+    /// The instructions that compute them.
+    made: Vec<Instruction>,
+}
+
+impl<'a> Zeros<'a> {
+    /// Most values that one zero is put together from.
+    const PARTS: usize = 1024;
+
+    fn new(code: &'a mut Code) -> Self {
+        Self { code, made: Vec::new() }
+    }
+
+    fn of(&mut self, ty: Word) -> Option<Word> {
+        if has_null(self.code, ty) {
+            return Some(self.code.null(ty));
         }
-        Op::TypeBool
-        | Op::TypeInt
-        | Op::TypeFloat
-        | Op::TypeVector
-        | Op::TypeMatrix
-        | Op::TypeArray
-        | Op::TypeStruct => true,
+        let declared = self.code.global(ty)?;
+        let operands: Vec<Operand> = match declared.class.opcode {
+            Op::TypePointer if is_physical(declared) => {
+                let zero = self.code.long(0);
+                return Some(self.make(Op::ConvertUToPtr, ty, vec![Operand::IdRef(zero)]));
+            }
+            Op::TypeStruct => declared.operands.clone(),
+            Op::TypeArray => {
+                let length = self.code.constant_value(declared.operands.get(1)?.id_ref_any()?)? as usize;
+                if length > Self::PARTS {
+                    return None;
+                }
+                vec![declared.operands[0].clone(); length]
+            }
+            _ => return None,
+        };
+        let types: Vec<Word> = operands.iter().map(Operand::id_ref_any).collect::<Option<_>>()?;
+        let mut parts: Vec<Operand> = Vec::with_capacity(types.len());
+        for (at, &ty) in types.iter().enumerate() {
+            // The elements of an array are all the same zero.
+            let same = at.checked_sub(1).filter(|&before| types[before] == ty).map(|before| parts[before].clone());
+            parts.push(same.map_or_else(|| self.of(ty).map(Operand::IdRef), Some)?);
+        }
+        Some(self.make(Op::CompositeConstruct, ty, parts))
+    }
+
+    fn make(&mut self, opcode: Op, ty: Word, operands: Vec<Operand>) -> Word {
+        let value = self.code.fresh_value(ty);
+        self.made.push(Instruction::new(opcode, Some(ty), Some(value), operands));
+        value
+    }
+}
+
+fn is_physical(pointer: &Instruction) -> bool {
+    pointer.operands.first() == Some(&Operand::StorageClass(StorageClass::PhysicalStorageBuffer))
+}
+
+/// Whether a type has a null constant.
+fn has_null(code: &Code, ty: Word) -> bool {
+    let Some(declared) = code.global(ty) else { return false };
+    let has = |operand: &Operand| operand.id_ref_any().is_some_and(|ty| has_null(code, ty));
+    match declared.class.opcode {
+        Op::TypeBool | Op::TypeInt | Op::TypeFloat | Op::TypeVector | Op::TypeMatrix => true,
+        Op::TypeArray => declared.operands.first().is_some_and(has),
+        Op::TypeStruct => declared.operands.iter().all(has),
         _ => false,
-    };
-    has_null.then(|| code.null(ty))
+    }
+}
+
+/// Whether values of a type can be passed through a phi: not so pointers to variables, images and the like.
+fn is_data(code: &Code, ty: Word) -> bool {
+    let Some(declared) = code.global(ty) else { return false };
+    let is = |operand: &Operand| operand.id_ref_any().is_some_and(|ty| is_data(code, ty));
+    match declared.class.opcode {
+        Op::TypePointer => is_physical(declared),
+        Op::TypeArray => declared.operands.first().is_some_and(is),
+        Op::TypeStruct => declared.operands.iter().all(is),
+        _ => has_null(code, ty),
+    }
 }
 
 /// Values of the loop that the code after it uses, and that need not have been computed at the branch back, are
@@ -240,8 +309,8 @@ fn close_values(code: &mut Code, function: &mut Function, graph: &Graph, of: Loo
                     Some(&new) => new,
                     None => {
                         let ty = code.type_of(id).unwrap_or_default();
-                        if null_of(code, ty).is_none() {
-                            return Err(code.unsupported(instruction, NO_NULL));
+                        if !is_data(code, ty) {
+                            return Err(code.unsupported(instruction, NO_ZERO));
                         }
                         let new = code.fresh_value(ty);
                         let operands = exits.iter().flat_map(|&exit| [Operand::IdRef(id), Operand::IdRef(exit)]);

@@ -102,7 +102,8 @@ fn every_output_is_valid() {
     let folder = std::env::temp_dir().join(format!("vksvm-rewrite-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let mut invalid = Vec::new();
-    for (name, kernel) in corpus() {
+    let rare = ("list_with_a_rare_way_out".into(), list_with_a_rare_way_out());
+    for (name, kernel) in corpus().into_iter().chain([rare]) {
         let rewritten = rewrite(&kernel).unwrap_or_else(|error| panic!("{name}: {error}"));
         let fast = variant::FAST | variant::IDEMPOTENT;
         let variants = [fast, variant::FAST | variant::PROBE, variant::PROBE, variant::LIVE | variant::LOCKSTEP];
@@ -284,4 +285,105 @@ fn noise_is_refused_without_delay() {
 
     assert!(matches!(rewrite(&noise), Err(RewriteError::Malformed(_))));
     assert!(begin.elapsed() < Duration::from_secs(5));
+}
+
+/// A kernel that walks a list and leaves it only on some ways through the loop, with a pointer and with a structure
+/// that holds pointers: types without a null constant.
+fn list_with_a_rare_way_out() -> Vec<u8> {
+    use rspirv::dr::Builder;
+    use rspirv::spirv::*;
+    let mut b = Builder::new();
+    b.set_version(1, 5);
+    for capability in [Capability::Shader, Capability::Int64, Capability::PhysicalStorageBufferAddresses] {
+        b.capability(capability);
+    }
+    b.memory_model(AddressingModel::PhysicalStorageBuffer64, MemoryModel::GLSL450);
+    let (void, bool) = (b.type_void(), b.type_bool());
+    let (uint, ulong) = (b.type_int(32, 0), b.type_int(64, 0));
+    let [node, pointer] = [b.id(), b.id()];
+    b.type_forward_pointer(pointer, StorageClass::PhysicalStorageBuffer);
+    b.type_struct_id(Some(node), [pointer, uint]);
+    b.type_pointer(Some(pointer), StorageClass::PhysicalStorageBuffer, node);
+    b.decorate(node, Decoration::Block, []);
+    for (member, offset) in [(0, 0), (1, 8)] {
+        b.member_decorate(node, member, Decoration::Offset, [Operand::LiteralBit32(offset)]);
+    }
+    let [zero, one, two] = [0, 1, 2].map(|value| b.constant_bit32(uint, value));
+    let both = b.type_array(pointer, two);
+    let pair = b.type_struct([both, uint]);
+    let push = b.type_struct([ulong]);
+    b.decorate(push, Decoration::Block, []);
+    b.member_decorate(push, 0, Decoration::Offset, [Operand::LiteralBit32(0)]);
+    let to_push = b.type_pointer(None, StorageClass::PushConstant, push);
+    let to_head = b.type_pointer(None, StorageClass::PushConstant, ulong);
+    let to_next = b.type_pointer(None, StorageClass::PhysicalStorageBuffer, pointer);
+    let to_value = b.type_pointer(None, StorageClass::PhysicalStorageBuffer, uint);
+    let arguments = b.variable(to_push, None, StorageClass::PushConstant, None);
+    let signature = b.type_function(void, []);
+    let main = b.begin_function(void, None, FunctionControl::NONE, signature).unwrap();
+    let [entry, header, body, rare, go_on, back, merge] = std::array::from_fn(|_| b.id());
+    let aligned = |bytes| [Operand::LiteralBit32(bytes)];
+
+    b.begin_block(Some(entry)).unwrap();
+    let head = b.access_chain(to_head, None, arguments, [zero]).unwrap();
+    let head = b.load(ulong, None, head, None, []).unwrap();
+    let head = b.convert_u_to_ptr(pointer, None, head).unwrap();
+    let heads = b.composite_construct(both, None, [head, head]).unwrap();
+    let heads = b.composite_construct(pair, None, [heads, one]).unwrap();
+    b.branch(header).unwrap();
+
+    let (next, pairs) = (b.id(), b.id());
+    b.begin_block(Some(header)).unwrap();
+    let at = b.phi(pointer, None, [(head, entry), (next, back)]).unwrap();
+    let held = b.phi(pair, None, [(heads, entry), (pairs, back)]).unwrap();
+    b.loop_merge(merge, back, LoopControl::NONE, []).unwrap();
+    b.branch(body).unwrap();
+
+    b.begin_block(Some(body)).unwrap();
+    let place = b.access_chain(to_value, None, at, [one]).unwrap();
+    let value = b.load(uint, None, place, Some(MemoryAccess::ALIGNED), aligned(4)).unwrap();
+    let even = b.bitwise_and(uint, None, value, one).unwrap();
+    let even = b.i_equal(bool, None, even, zero).unwrap();
+    b.selection_merge(go_on, SelectionControl::NONE).unwrap();
+    b.branch_conditional(even, rare, go_on, []).unwrap();
+
+    b.begin_block(Some(rare)).unwrap();
+    let ends = b.i_equal(bool, None, value, zero).unwrap();
+    b.branch_conditional(ends, merge, go_on, []).unwrap();
+
+    b.begin_block(Some(go_on)).unwrap();
+    let place = b.access_chain(to_next, None, at, [zero]).unwrap();
+    b.load(pointer, Some(next), place, Some(MemoryAccess::ALIGNED), aligned(8)).unwrap();
+    let nexts = b.composite_construct(both, None, [next, at]).unwrap();
+    b.composite_construct(pair, Some(pairs), [nexts, value]).unwrap();
+    b.branch(back).unwrap();
+
+    b.begin_block(Some(back)).unwrap();
+    b.branch(header).unwrap();
+
+    b.begin_block(Some(merge)).unwrap();
+    let last = b.phi(pointer, None, [(at, rare)]).unwrap();
+    let held = b.phi(pair, None, [(held, rare)]).unwrap();
+    let count = b.composite_extract(uint, None, held, [1]).unwrap();
+    let place = b.access_chain(to_value, None, last, [one]).unwrap();
+    b.store(place, count, Some(MemoryAccess::ALIGNED), aligned(4)).unwrap();
+    b.ret().unwrap();
+    b.end_function().unwrap();
+    b.entry_point(ExecutionModel::GLCompute, main, "main", [arguments]);
+    b.execution_mode(main, ExecutionMode::LocalSize, [1, 1, 1]);
+    bytes(&Assemble::assemble(&b.module()))
+}
+
+#[test]
+fn poisoned_invocations_leave_a_loop_with_a_zero_of_types_that_have_no_null_constant() {
+    let rewritten = rewrite(&list_with_a_rare_way_out()).unwrap().words;
+    let all = instructions(&rewritten);
+    let of = |opcode: Op| all.iter().filter(move |&&(is, _)| is == opcode as u32).map(|(_, words)| words);
+    let aggregates = [Op::TypePointer, Op::TypeArray, Op::TypeStruct].into_iter().flat_map(of);
+    let aggregates: Vec<u32> = aggregates.map(|words| words[1]).collect();
+    assert_eq!(of(Op::ConstantNull).filter(|words| aggregates.contains(&words[1])).count(), 0);
+    let pointer_zeros =
+        of(Op::ConvertUToPtr).filter(|words| of(Op::Constant).any(|c| c[2] == words[3] && c[3..] == [0, 0]));
+    // One for the pointer, and one that fills the array in the structure.
+    assert_eq!(pointer_zeros.count(), 2);
 }
