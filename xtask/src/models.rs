@@ -65,7 +65,28 @@ pub(crate) fn run(extent: Extent) -> Result<()> {
             cargo::run(&mut command)?;
         }
     }
+    if extent == Extent::Full {
+        search()?;
+    }
     Ok(())
+}
+
+/// The searches of the page-state machine, of which the ordinary tests look at the nearest worlds only.
+fn search() -> Result<()> {
+    heading("search of every world of the page-state machine");
+    let mut command = cargo::cargo();
+    command.args([
+        "test",
+        "--release",
+        "--package",
+        RUNTIME.name,
+        "--lib",
+        "mm::state::search",
+        "--",
+        "--test-threads=1",
+    ]);
+    command.env("VKSVM_SEARCH", "full");
+    cargo::run(&mut command)
 }
 
 /// Whether a Rust source below `folder` contains `text`.

@@ -96,8 +96,6 @@ pub use snapshot::{
     LEAF_ORDERS, PageEntry, PageError, PageFaultIn, PageWalk, RangeError, Request, Walked, Want, read as read_pages,
 };
 
-#[cfg(all(test, not(any(loom, shuttle))))]
-mod figures;
 #[cfg(all(test, loom))]
 mod loom_models;
 #[cfg(all(test, not(any(loom, shuttle))))]

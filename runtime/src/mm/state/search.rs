@@ -1,4 +1,5 @@
-//! Exhaustive search of the page-state machine: every world that can be reached, each checked.
+//! Exhaustive search of the page-state machine: every world that can be reached, each checked. (Of the largest casts
+//! the nearest worlds only, unless all are asked for.)
 //!
 //! Breadth first, so that what is found is a shortest way. Worlds that differ only in the numbering of pages, devices or CPU
 //! threads count as one. Checked in every world: I2 (single writer or many readers), I3 (whoever reads sees the newest
@@ -39,6 +40,14 @@ struct Counterexample {
     way: Vec<World>,
 }
 
+/// What a search that found nothing wrong has seen.
+#[derive(Debug)]
+struct Visited {
+    worlds: usize,
+    /// No other world can be reached.
+    all: bool,
+}
+
 /// What may take part, so that a search can be made smaller.
 #[derive(Clone, Copy, Debug)]
 struct Cast {
@@ -67,7 +76,8 @@ impl Cast {
     }
 }
 
-fn search(mutation: Option<Mutation>, cast: Cast) -> Result<usize, Counterexample> {
+/// Looks at up to `most` worlds, those that take the fewest steps first.
+fn search(mutation: Option<Mutation>, cast: Cast, most: usize) -> Result<Visited, Counterexample> {
     let hasher = BuildHasherDefault::<Quick>::default();
     let mut worlds: Vec<(World, u32)> = vec![(World::start(), 0)];
     let mut known: HashTable<u32> = HashTable::new();
@@ -86,6 +96,9 @@ fn search(mutation: Option<Mutation>, cast: Cast) -> Result<usize, Counterexampl
     let mut next = Vec::new();
     let mut at = 0;
     while at < worlds.len() {
+        if at == most {
+            return Ok(Visited { worlds: at, all: false });
+        }
         let world = worlds[at].0;
         if let Err(promise) = check(&world) {
             return Err(fail(&worlds, at, promise));
@@ -117,7 +130,7 @@ fn search(mutation: Option<Mutation>, cast: Cast) -> Result<usize, Counterexampl
         }
         at += 1;
     }
-    Ok(worlds.len())
+    Ok(Visited { worlds: at, all: true })
 }
 
 /// The dirty bit of an entry decides copying home and stays.
@@ -267,20 +280,36 @@ fn swap_devices(mut world: World) -> World {
 }
 
 fn assert_found(mutation: Mutation, cast: Cast) {
-    match search(Some(mutation), cast) {
-        Ok(worlds) => panic!("{mutation:?} is not noticed in {worlds} worlds"),
+    match search(Some(mutation), cast, usize::MAX) {
+        Ok(visited) => panic!("{mutation:?} is not noticed: {visited:?}"),
         Err(found) => println!("{mutation:?}: {} after {} steps", found.promise, found.way.len() - 1),
     }
 }
 
+/// Every promise is kept in every world.
 fn assert_holds(cast: Cast) {
+    assert!(assert_holds_in(cast, usize::MAX).all);
+}
+
+/// Every promise is kept in the first `most` worlds.
+fn assert_holds_in(cast: Cast, most: usize) -> Visited {
     let start = std::time::Instant::now();
-    match search(None, cast) {
-        Ok(worlds) => println!("{cast:?}: {worlds} worlds visited in {:.1?}", start.elapsed()),
-        Err(found) => {
-            found.way.iter().for_each(|world| println!("{world:?}\n"));
-            panic!("{} after {} steps", found.promise, found.way.len() - 1);
-        }
+    let visited = search(None, cast, most).unwrap_or_else(|found| {
+        found.way.iter().for_each(|world| println!("{world:?}\n"));
+        panic!("{} after {} steps", found.promise, found.way.len() - 1);
+    });
+    println!("{cast:?}: {visited:?} in {:.1?}", start.elapsed());
+    visited
+}
+
+/// For casts whose worlds take minutes and gigabytes: the nearest worlds, or with `VKSVM_SEARCH=full` (which
+/// `cargo xtask test --models=full` sets) every one.
+fn assert_holds_as_far_as_asked(cast: Cast) {
+    const NEAREST: usize = 1_000_000;
+    if std::env::var("VKSVM_SEARCH").is_ok_and(|extent| extent == "full") {
+        assert_holds(cast);
+    } else {
+        assert_eq!(assert_holds_in(cast, NEAREST).worlds, NEAREST, "a cast as small as this can be searched wholly");
     }
 }
 
@@ -308,15 +337,13 @@ fn so_they_do_when_devices_map_home_pages() {
 }
 
 #[test]
-#[ignore = "seventeen million worlds: four minutes, and two gigabytes of memory"]
 fn invalidations_from_outside_are_kept_when_a_device_maps_home_pages() {
-    assert_holds(Cast { remote: true, ..OUTSIDER });
+    assert_holds_as_far_as_asked(Cast { remote: true, ..OUTSIDER });
 }
 
 #[test]
-#[ignore = "ten million worlds: two minutes, and a gigabyte of memory"]
 fn no_bit_is_lost_when_a_device_maps_home_pages() {
-    assert_holds(Cast { devices: 1, remote: true, ..BITS });
+    assert_holds_as_far_as_asked(Cast { devices: 1, remote: true, ..BITS });
 }
 
 #[test]
@@ -330,9 +357,8 @@ fn invalidations_from_outside_are_kept_in_every_world() {
 }
 
 #[test]
-#[ignore = "eight million worlds: a minute, and a gigabyte of memory"]
 fn invalidations_from_outside_are_kept_with_two_busy_devices() {
-    assert_holds(Cast { devices: DEVICES, ..OUTSIDER });
+    assert_holds_as_far_as_asked(Cast { devices: DEVICES, ..OUTSIDER });
 }
 
 #[test]
