@@ -200,6 +200,20 @@ fn a_wait_follows_the_injected_clock() {
 }
 
 #[test]
+fn a_wait_without_patience_asks_whether_the_range_is_valid() {
+    let (notifiers, probe) = (Notifiers::new(), Probe::new());
+    let mirror = mirror_with(&notifiers, &probe);
+    let range = mirror.range(pages(0, 4)).unwrap();
+    let clock = ManualClock::new();
+    let at_once = || range.wait_until_valid(Deadline::after(&clock, Duration::ZERO));
+    at_once().unwrap();
+    let bracket = clear(&notifiers, pages(3, 9));
+    assert!(matches!(at_once(), Err(WaitError::Timeout { .. })));
+    drop(bracket);
+    at_once().unwrap();
+}
+
+#[test]
 fn nobody_is_subscribed_before_the_first_and_after_the_last() {
     let (notifiers, probe) = (Notifiers::new(), Probe::new());
     assert!(!notifiers.is_subscribed());

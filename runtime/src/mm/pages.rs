@@ -387,27 +387,40 @@ mod tests {
         }
     }
 
+    /// Counted in turns of the one that locks in a loop, so that a busy machine changes nothing.
     #[test]
     fn who_locks_in_a_loop_keeps_nobody_out() {
+        use std::sync::atomic::{AtomicBool, AtomicU64};
+        use std::time::{Duration, Instant};
+        const HELD: Duration = Duration::from_micros(50);
+        // The lock is handed over at least every millisecond: after some twenty turns.
+        const TURNS: u64 = 200;
         let records = PageRecords::new(4).unwrap();
         let page = PageRange::single(PageIndex(1));
-        let stop = std::sync::atomic::AtomicBool::new(false);
-        std::thread::scope(|scope| {
+        let (stop, turns) = (AtomicBool::new(false), AtomicU64::new(0));
+        let mut waited: Vec<u64> = std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     let _held = records.lock(page);
-                    std::thread::sleep(std::time::Duration::from_micros(300));
+                    turns.fetch_add(1, Ordering::Relaxed);
+                    let since = Instant::now();
+                    while since.elapsed() < HELD {
+                        std::hint::spin_loop();
+                    }
                 }
             });
-            let started = std::time::Instant::now();
-            for _ in 0..100 {
-                std::thread::sleep(std::time::Duration::from_micros(100));
+            let waited = (0..21).map(|_| {
+                std::thread::sleep(Duration::from_micros(500));
+                let asked = turns.load(Ordering::Relaxed);
                 drop(records.lock(page));
-            }
+                turns.load(Ordering::Relaxed) - asked
+            });
+            let waited = waited.collect();
             stop.store(true, Ordering::Relaxed);
-            let took = started.elapsed();
-            assert!(took < std::time::Duration::from_secs(5), "a hundred turns took {took:?}");
+            waited
         });
+        waited.sort_unstable();
+        assert!(waited[10] < TURNS, "turns until the other had its own: {waited:?}");
     }
 
     #[test]
