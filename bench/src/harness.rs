@@ -94,6 +94,7 @@ pub(crate) struct Suite {
     name: &'static str,
     pub(crate) quick: bool,
     runs: Option<u32>,
+    case: Option<String>,
     bar: ProgressBar,
     rows: Vec<Row>,
     device: String,
@@ -101,12 +102,12 @@ pub(crate) struct Suite {
 }
 
 impl Suite {
-    pub(crate) fn new(name: &'static str, quick: bool, runs: Option<u32>) -> Self {
+    pub(crate) fn new(name: &'static str, quick: bool, runs: Option<u32>, case: Option<String>) -> Self {
         // Draws nothing where standard error is not a terminal.
         let bar = ProgressBar::new(0).with_message(name);
         let style = ProgressStyle::with_template("{msg:40} {wide_bar} {pos}/{len} {elapsed}");
         let bar = if let Ok(style) = style { bar.with_style(style) } else { bar };
-        Self { name, quick, runs, bar, rows: Vec::new(), device: "none".into(), tracker: "none".into() }
+        Self { name, quick, runs, case, bar, rows: Vec::new(), device: "none".into(), tracker: "none".into() }
     }
 
     /// Opens the runtime with options.
@@ -116,6 +117,11 @@ impl Suite {
         self.device = format!("{} ({})", info.device, info.driver);
         self.tracker = info.tracker.to_string();
         Ok(svm)
+    }
+
+    /// Whether `case` is among those asked for.
+    pub(crate) fn wants(&self, case: &str) -> bool {
+        self.case.as_deref().is_none_or(|wanted| case.contains(wanted))
     }
 
     /// `full`, or `quick` in a quick run.
@@ -236,7 +242,7 @@ mod tests {
 
     #[test]
     fn quick_runs_still_have_three_rounds() {
-        let mut suite = Suite::new("test", true, None);
+        let mut suite = Suite::new("test", true, None, None);
         let samples = suite.interleave("case", 4, 2, |which| Ok(which as f64)).unwrap();
         assert_eq!(samples[1].0, [1.0; 3]);
     }

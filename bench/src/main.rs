@@ -32,6 +32,9 @@ struct Arguments {
     /// Rounds of each measurement (default: each benchmark's own)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     runs: Option<u32>,
+    /// Only cases whose names contain this, in benchmarks that measure cases one by one (`oversub`, `thrash`)
+    #[arg(long, value_name = "TEXT")]
+    case: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -62,7 +65,7 @@ fn run(arguments: Arguments) -> Result<()> {
         if !arguments.names.is_empty() && !arguments.names.iter().any(|name| name == bench.name) {
             continue;
         }
-        let mut suite = Suite::new(bench.name, arguments.quick, arguments.runs);
+        let mut suite = Suite::new(bench.name, arguments.quick, arguments.runs, arguments.case.clone());
         // What was measured before a failure is shown all the same.
         if let Err(error) = (bench.run)(&mut suite) {
             eprintln!("vksvm-bench: {}: {error:#}", bench.name);

@@ -55,6 +55,9 @@ fn pattern<P: Pattern>(
     pages: usize,
     new: impl Fn(&Svm, usize) -> Result<P>,
 ) -> Result<()> {
+    if !suite.wants(name) {
+        return Ok(());
+    }
     let frames = |ratio: f64| (pages as f64 / ratio) as usize;
     let rounds = 4;
     let trace = {

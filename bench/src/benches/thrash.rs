@@ -3,15 +3,17 @@
 //! In *turns*, a strict ping-pong, each side waits for the other. In *false sharing* each adds to words of its own on the same
 //! pages, in *true sharing* to the same words; the CPU does nothing for as long after each addition as the kernel needs for one.
 //! *Producer and consumer* hand over a page's worth of data each turn. Peers: the policy off, and the best placement that
-//! a programmer can choose by hand for such memory: at home, where both sides reach it. Kernels run in live mode, so that both sides run at
-//! once; the rest, where nothing is fought over, in the mode that the environment says.
+//! a programmer can choose by hand for such memory: at home, where both sides reach it; for turns also plain Vulkan on a buffer that both sides
+//! map. Kernels run in live mode, so that both sides run at once; the rest, where nothing is fought over, in the mode that the environment
+//! says.
 
 use crate::harness::{Samples, Suite, Wanted, seconds};
-use crate::kernels::{STREAM_GROUP, idempotent, once};
+use crate::kernels::{Push, Raw, STREAM_GROUP, idempotent, once};
 use crate::spirv;
 use anyhow::{Result, ensure};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+use vksvm::device::vulkan::{RawBuffer, RawCommand, RawKernel};
 use vksvm::{Builder, FaultMode, Kernel, Mapping, Permission, Stats, Svm, ThrashOptions, ThrashPolicy};
 
 const ROUNDS: u32 = 5;
@@ -23,10 +25,12 @@ const FALSE: usize = 64;
 
 pub(super) fn run(suite: &mut Suite) -> Result<()> {
     let games = contestants(suite, |builder| builder.fault_mode(FaultMode::Live))?;
+    let mut raw = RawDuel::new(&games[0].svm)?;
     for pages in [1, 16, 256] {
-        turns(suite, &games, &format!("turns on {pages} pages"), pages, 0)?;
+        turns(suite, &games, &mut raw, &format!("turns on {pages} pages"), pages, 0)?;
     }
-    turns(suite, &games, "producer and consumer", 16, (PAGE / 4 - 1) as u32)?;
+    turns(suite, &games, &mut raw, "producer and consumer", 16, (PAGE / 4 - 1) as u32)?;
+    drop(raw);
     sharing(suite, &games, "false sharing", FALSE)?;
     sharing(suite, &games, "true sharing", 0)?;
     drop(games);
@@ -86,29 +90,11 @@ impl Game {
         };
         // SAFETY: as above.
         let running = unsafe { launch.value(pages as u32).value(payload).value(0u32).submit_unscoped() }?;
-        let start = Instant::now();
-        let mut sum = 0u32;
-        let mut turn = 0u32;
-        while start.elapsed() < time {
-            let at = turn as usize % pages * PAGE;
-            for i in 0..payload {
-                word(&words, at + 4 + 4 * i as usize).store(turn ^ i, Ordering::Relaxed);
-                sum = sum.wrapping_add(turn ^ i);
-            }
-            word(&words, at).store(2 * turn + 1, Ordering::Release);
-            let mut polls = 0u32;
-            while word(answers, at).load(Ordering::Acquire) != 2 * turn + 2 {
-                if running.is_done() {
-                    running.wait()?;
-                    anyhow::bail!("the kernel ended early, in turn {turn}");
-                }
-                polls += 1;
-                // There may be fewer processors than threads that want one.
-                if polls.is_multiple_of(256) { std::thread::yield_now() } else { std::hint::spin_loop() }
-            }
-            turn += 1;
-        }
-        let elapsed = start.elapsed().as_secs_f64();
+        let ended = || {
+            ensure!(!running.is_done(), "the kernel ended early");
+            Ok(())
+        };
+        let (turn, elapsed, sum) = play(|at| word(&words, at), |at| word(answers, at), pages, payload, time, ended)?;
         word(&words, turn as usize % pages * PAGE).store(END, Ordering::Release);
         running.wait()?;
         ensure!(word(&result, 0).load(Ordering::Relaxed) == sum, "the kernel read something else than the CPU stored");
@@ -155,6 +141,83 @@ impl Game {
     }
 }
 
+/// The CPU's side of a game of turns: how many there were, how many seconds they took, and the sum of what it stored.
+fn play<'a>(
+    words: impl Fn(usize) -> &'a AtomicU32,
+    answers: impl Fn(usize) -> &'a AtomicU32,
+    pages: usize,
+    payload: u32,
+    time: Duration,
+    ended: impl Fn() -> Result<()>,
+) -> Result<(u32, f64, u32)> {
+    let start = Instant::now();
+    let (mut sum, mut turn) = (0u32, 0u32);
+    while start.elapsed() < time {
+        let at = turn as usize % pages * PAGE;
+        for i in 0..payload {
+            words(at + 4 + 4 * i as usize).store(turn ^ i, Ordering::Relaxed);
+            sum = sum.wrapping_add(turn ^ i);
+        }
+        words(at).store(2 * turn + 1, Ordering::Release);
+        let mut polls = 0u32;
+        while answers(at).load(Ordering::Acquire) != 2 * turn + 2 {
+            ended()?;
+            polls += 1;
+            // There may be fewer processors than threads that want one.
+            if polls.is_multiple_of(256) { std::thread::yield_now() } else { std::hint::spin_loop() }
+        }
+        turn += 1;
+    }
+    Ok((turn, start.elapsed().as_secs_f64(), sum))
+}
+
+/// The same kernel on plain Vulkan buffers that the host maps.
+struct RawDuel {
+    raw: Raw,
+    kernel: RawKernel,
+}
+
+impl RawDuel {
+    fn new(svm: &Svm) -> Result<Self> {
+        let raw = Raw::new(svm)?;
+        let kernel = raw.kernel("raw_duel", spirv!("raw_duel"), 40)?;
+        Ok(Self { raw, kernel })
+    }
+
+    /// Turns a second.
+    fn turns(&mut self, pages: usize, payload: u32, time: Duration) -> Result<f64> {
+        let words = self.raw.results(pages * PAGE)?;
+        let answers = self.raw.results(pages * PAGE)?;
+        let answers = if payload == 0 { &words } else { &answers };
+        let result = self.raw.results(PAGE)?;
+        let push = Push::default().address(&words).address(answers).address(&result);
+        let push = push.add(PAGE as u32).add(pages as u32).add(payload).add(0u32);
+        let command = RawCommand::Dispatch { kernel: &self.kernel, push: push.bytes(), groups: [1, 1, 1] };
+        // SAFETY: the kernel uses the buffers only, and is waited for before they go.
+        unsafe { self.raw.stream.submit(&[command]) }?;
+        let (start, limit) = (Instant::now(), time + Duration::from_secs(30));
+        let ended = || {
+            ensure!(start.elapsed() < limit, "the kernel does not answer");
+            Ok(())
+        };
+        let played = play(|at| raw_word(&words, at), |at| raw_word(answers, at), pages, payload, time, ended);
+        // All of them, since after a failure nobody knows which one the kernel looks at.
+        (0..pages).for_each(|page| raw_word(&words, page * PAGE).store(END, Ordering::Release));
+        self.raw.stream.wait()?;
+        let (turn, elapsed, sum) = played?;
+        ensure!(raw_word(&result, 0).load(Ordering::Relaxed) == sum, "the kernel read something else");
+        Ok(f64::from(turn) / elapsed)
+    }
+}
+
+/// A word of a buffer.
+fn raw_word(buffer: &RawBuffer, at: usize) -> &AtomicU32 {
+    assert!(at + 4 <= buffer.bytes() && at.is_multiple_of(4));
+    let host = buffer.host().expect("results are mapped");
+    // SAFETY: in bounds and aligned, and lives as long as the buffer; everybody accesses it atomically.
+    unsafe { AtomicU32::from_ptr(host.as_ptr().add(at).cast()) }
+}
+
 /// A word of a mapping.
 fn word(mapping: &Mapping, at: usize) -> &AtomicU32 {
     assert!(at + 4 <= mapping.len() && at.is_multiple_of(4));
@@ -162,10 +225,16 @@ fn word(mapping: &Mapping, at: usize) -> &AtomicU32 {
     unsafe { AtomicU32::from_ptr(mapping.as_ptr().add(at).cast()) }
 }
 
-fn turns(suite: &mut Suite, games: &[Game], case: &str, pages: usize, payload: u32) -> Result<()> {
+fn turns(suite: &mut Suite, games: &[Game], raw: &mut RawDuel, case: &str, pages: usize, payload: u32) -> Result<()> {
+    if !suite.wants(case) {
+        return Ok(());
+    }
     let time = Duration::from_millis(suite.size(1000, 250));
     let mut throttled = Samples::default();
-    let samples = suite.interleave(case, ROUNDS, games.len(), |which| {
+    let samples = suite.interleave(case, ROUNDS, games.len() + 1, |which| {
+        if which == games.len() {
+            return raw.turns(pages, payload, time);
+        }
         let score = games[which].turns(pages, payload, time)?;
         if NAMES[which] == "full" {
             throttled.0.push(score.stats.throttles as f64);
@@ -183,11 +252,15 @@ fn turns(suite: &mut Suite, games: &[Game], case: &str, pages: usize, payload: u
     }
     let row = suite.row(case, "full", "/s", &samples[2]);
     row.against("at home by hand", &samples[2], &samples[3]).wanted(Wanted::RatioAtLeast(0.7));
+    suite.row(case, "full", "/s", &samples[2]).against("raw Vulkan", &samples[2], &samples[games.len()]);
     suite.row(case, "throttled, full", "", &throttled);
     Ok(())
 }
 
 fn sharing(suite: &mut Suite, games: &[Game], case: &str, apart: usize) -> Result<()> {
+    if !suite.wants(case) {
+        return Ok(());
+    }
     let time = Duration::from_millis(suite.size(1000, 250));
     // What an addition costs the kernel when nobody interferes.
     let alone = games[3].sharing(apart, time, time)?.device;
@@ -222,6 +295,9 @@ fn peaceful(suite: &mut Suite) -> Result<()> {
     let full = suite.open(|builder| builder.thrash(policy(ThrashPolicy::Full)))?;
     let pages = suite.size(16_384usize, 4096);
     for (case, pages, repeats) in [("launches and reads in turn", 16, 50), ("cold stream", pages, 1)] {
+        if !suite.wants(case) {
+            continue;
+        }
         let n = (pages * PAGE / 4) as u32;
         let mut contestants = Vec::new();
         for svm in [&off, &full] {

@@ -249,6 +249,17 @@ impl ThrashWatch {
         ended
     }
 
+    /// Whether the granule before or behind `granule` is pinned. Memory that is fought over lies together, whatever VMAs it is part of.
+    fn has_pinned_neighbour(&self, granule: Granule) -> bool {
+        let (before, behind) = (granule.0.checked_sub(1), Some(granule.0 + 1).filter(|&behind| behind < self.granules));
+        [before, behind].into_iter().flatten().any(|granule| self.granule(Granule(granule)).is_pinned())
+    }
+
+    /// Whether CPU and devices fight over `granule`, or over one beside it that is pinned.
+    pub(crate) fn is_contested(&self, granule: Granule) -> bool {
+        self.is_on() && (self.granule(granule).is_contested() || self.has_pinned_neighbour(granule))
+    }
+
     fn touch(&self, granule: Granule, side: Side, fights: bool) -> Verdict {
         if !self.is_on() {
             return Verdict::Go;
@@ -257,7 +268,8 @@ impl ThrashWatch {
         let since = Duration::from_micros(self.since.load(Ordering::Acquire));
         self.update(granule, |record| {
             if fights && record.age(now) <= now.saturating_sub(since) {
-                self.options.touch(record, side, now, self.can_pin(), granule.0)
+                let near = self.has_pinned_neighbour(granule);
+                self.options.touch(record, side, now, self.can_pin(), near, granule.0)
             } else {
                 let record = self.options.hand_over(record, side, now);
                 Decision { record, verdict: Verdict::Go, bounced: false }

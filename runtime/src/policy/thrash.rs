@@ -3,8 +3,9 @@
 //! A *bounce* is a change of ownership, or a refault of what was just evicted, that comes within a lapse of the change before it.
 //! After a few of them the granule is *throttled*: who got it keeps it for a minimum residency, which doubles with each bounce
 //! that follows all the same, up to a bound, with jitter. Who waited is exempt next: others let it go first, so that the turn rotates.
-//! After repeated throttling the granule is *pinned* to where both sides reach it, for a time that doubles, too. After quiet, everything
-//! is forgotten.
+//! After repeated throttling the granule is *pinned* to where both sides reach it, for a time that doubles, too. A granule whose neighbour
+//! is pinned, or that was pinned itself before it was last quiet, is pinned after a few bounces, without being throttled first: a fight that goes
+//! over many granules would else be learned anew in each of them. After quiet, everything is forgotten.
 //!
 //! ```text
 //!            bounces            waited, and bounced again        throttled often
@@ -53,6 +54,8 @@ pub struct ThrashOptions {
     pub jitter: u8,
     /// Residencies until a granule is pinned, up to 11. Default: 3.
     pub throttles: u8,
+    /// Bounces until a granule is pinned that has a pinned neighbour, or was pinned of late, 1 to 7. Default: 2.
+    pub relapse: u8,
     /// How long a granule is pinned at first. Default: 300 ms.
     pub pin: Duration,
     /// How long at most. Default: 5 s.
@@ -71,6 +74,7 @@ impl Default for ThrashOptions {
             max_residency: Duration::from_millis(2),
             jitter: 25,
             throttles: 3,
+            relapse: 2,
             pin: Duration::from_millis(300),
             max_pin: Duration::from_secs(5),
             quiet: Duration::from_secs(1),
@@ -150,6 +154,11 @@ impl GranuleRecord {
         self.pinned
     }
 
+    /// Whether it bounced of late, as far as is known.
+    pub fn is_contested(self) -> bool {
+        self.pinned || self.bounces > 0 || self.level > 0
+    }
+
     /// How long ago it last changed; zero if that lies ahead.
     pub fn age(self, now: Duration) -> Duration {
         let age = (micros(now).wrapping_sub(self.changed)) & TIME_MASK;
@@ -192,9 +201,17 @@ pub struct Decision {
 }
 
 impl ThrashOptions {
-    /// Decides about a touch by `side` that would take the page from another. `can_pin`: whether devices reach home pages. `seed`
-    /// tells granules apart.
-    pub fn touch(&self, record: GranuleRecord, side: Side, now: Duration, can_pin: bool, seed: u32) -> Decision {
+    /// Decides about a touch by `side` that would take the page from another. `can_pin`: whether devices reach home pages. `near`: whether
+    /// a neighbouring granule is pinned. `seed` tells granules apart.
+    pub fn touch(
+        &self,
+        record: GranuleRecord,
+        side: Side,
+        now: Duration,
+        can_pin: bool,
+        near: bool,
+        seed: u32,
+    ) -> Decision {
         let go = |record: GranuleRecord, bounced| Decision {
             record: record.given_to(side, now),
             verdict: Verdict::Go,
@@ -214,6 +231,13 @@ impl ThrashOptions {
         let mut record = record;
         if record.level == 0 {
             record.bounces = (record.bounces + 1).min(MAX_BOUNCES);
+            if can_pin
+                && self.policy == ThrashPolicy::Full
+                && (near || record.pins > 0)
+                && record.bounces >= self.relapse
+            {
+                return Self::pinned(record.given_to(side, now));
+            }
             if record.bounces < self.bounces {
                 return go(record, true);
             }
@@ -280,12 +304,15 @@ impl ThrashOptions {
     /// One level up, or pinned.
     fn escalate(&self, mut record: GranuleRecord, can_pin: bool) -> Decision {
         record.level = (record.level + 1).min(MAX_LEVEL);
-        let pin = can_pin && self.policy == ThrashPolicy::Full && record.level > self.throttles;
-        if pin {
-            record.pinned = true;
-            record.pins = (record.pins + 1).min(MAX_PINS);
+        if can_pin && self.policy == ThrashPolicy::Full && record.level > self.throttles {
+            return Self::pinned(record);
         }
-        Decision { record, verdict: if pin { Verdict::Pin } else { Verdict::Go }, bounced: true }
+        Decision { record, verdict: Verdict::Go, bounced: true }
+    }
+
+    fn pinned(record: GranuleRecord) -> Decision {
+        let pins = (record.pins + 1).min(MAX_PINS);
+        Decision { record: GranuleRecord { pinned: true, pins, ..record }, verdict: Verdict::Pin, bounced: true }
     }
 
     /// What is left of the history if the last change is too long ago for this to be a bounce.

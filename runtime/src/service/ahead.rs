@@ -1,4 +1,5 @@
-//! Prefetch: what the policies expect to be asked for next is mapped ahead, while frames are plentiful.
+//! Prefetch: what the policies expect to be asked for next is mapped ahead, while frames are plentiful; what is mapped at home
+//! needs none.
 
 use super::batch::{Part, pages_of};
 use super::coalesce::{MAX_SPAN, PageFault, Span};
@@ -7,7 +8,7 @@ use crate::addr::{PageIndex, PageRange};
 use crate::device::layout::pte;
 use crate::mm::vma::Vma;
 use crate::observe::Counters;
-use crate::policy::{Ahead, fill_up};
+use crate::policy::{Ahead, Granule, fill_up};
 
 /// Share of the frames that must stay free of guesses: a quarter.
 const KEEP_FREE: u32 = 4;
@@ -15,7 +16,12 @@ const KEEP_FREE: u32 = 4;
 impl Service {
     /// Adds spans that nobody asked for to `list`, the spans of `faults`.
     pub(super) fn look_ahead(&mut self, faults: &[PageFault], list: &mut Vec<Part>) {
-        if !self.prefetch || self.tight {
+        if !self.prefetch {
+            return;
+        }
+        let asked = list.len();
+        self.fill_pinned(list);
+        if self.tight {
             return;
         }
         let mirror = self.mirror.clone();
@@ -25,12 +31,16 @@ impl Service {
             mirror.guesses.judge(ahead, in_use)
         };
         let before = self.streams.accuracy();
-        let asked = list.len();
         let mut at = 0;
         while at < asked {
             let vma = list[at].vma.clone();
             let same = list[at..asked].iter().take_while(|other| other.vma.id == vma.id).count();
             let of_vma = list[at].span.faults.start..list[at + same - 1].span.faults.end;
+            if faults[of_vma.clone()].iter().any(|fault| self.space.thrash().is_contested(Granule::of(fault.page))) {
+                // The other side is there, too: what is fetched ahead it takes back before it is used.
+                at += same;
+                continue;
+            }
             self.fill_up(at..at + same, list);
             at += same;
             let pages = faults[of_vma].iter().map(|fault| fault.page);
@@ -43,6 +53,25 @@ impl Service {
         let after = self.streams.accuracy();
         Counters::add(&mirror.counters.prefetched, after.0 - before.0);
         Counters::add(&mirror.counters.prefetched_used, after.1 - before.1);
+    }
+
+    /// Adds what else lies in granules that are pinned at home: to map it there costs nothing, and one fault is enough.
+    fn fill_pinned(&self, list: &mut Vec<Part>) {
+        let thrash = self.space.thrash();
+        if !thrash.is_on() {
+            return;
+        }
+        let mut last = None;
+        for at in 0..list.len() {
+            let (pages, vma) = (list[at].span.pages, list[at].vma.clone());
+            for granule in Granule::of(pages.start).0..=Granule::of(PageIndex(pages.end.0 - 1)).0 {
+                let granule = Granule(granule);
+                if last != Some(granule) && thrash.granule(granule).is_pinned() {
+                    add(list, granule.pages().intersect(vma.range), &vma);
+                }
+                last = Some(granule);
+            }
+        }
     }
 
     /// Adds what is missing of blocks that the parts in `of_vma`, all of one VMA, make dense.

@@ -16,18 +16,19 @@ struct Simulation {
     record: GranuleRecord,
     now: Duration,
     can_pin: bool,
+    near: bool,
 }
 
 impl Simulation {
     fn new(policy: ThrashPolicy) -> Self {
         let options = ThrashOptions { policy, ..ThrashOptions::default() };
-        Self { options, record: GranuleRecord::default(), now: Duration::from_secs(5), can_pin: true }
+        Self { options, record: GranuleRecord::default(), now: Duration::from_secs(5), can_pin: true, near: false }
     }
 
     fn touch(&mut self, side: Side) -> Verdict {
         let packed = GranuleRecord::unpack(self.record.pack());
         assert_eq!(packed, self.record, "a record survives its word");
-        let decision = self.options.touch(self.record, side, self.now, self.can_pin, 7);
+        let decision = self.options.touch(self.record, side, self.now, self.can_pin, self.near, 7);
         self.record = decision.record;
         decision.verdict
     }
@@ -149,6 +150,30 @@ fn a_pin_ends_and_comes_back_for_longer_while_the_fight_goes_on() {
     assert!(times[0] >= granule.options.pin && times[0] <= granule.options.pin * 5 / 4);
     assert!(times[1] > times[0] && times[2] > times[1]);
     assert!(times.iter().all(|&time| time <= granule.options.max_pin * 5 / 4), "growth is bounded");
+}
+
+#[test]
+fn beside_a_pinned_granule_and_after_a_pin_the_fight_need_not_be_learned_again() {
+    let relapse = ThrashOptions::default().relapse;
+    let mut granule = Simulation::new(ThrashPolicy::Full);
+    granule.near = true;
+    let start = granule.now;
+    // The first touch is none that takes it from anybody.
+    assert_eq!(granule.fight(us(20), 100), Some(usize::from(relapse)));
+    assert_eq!(granule.now - start, us(20) * (u32::from(relapse) + 1), "nobody waited");
+    granule.near = false;
+    granule.now += granule.options.pin_time(granule.record, 7);
+    granule.record = granule.options.unpin(granule.record, granule.now);
+    assert_eq!(granule.fight(us(20), 100), Some(usize::from(relapse)), "it was pinned before");
+
+    let mut slow = Simulation::new(ThrashPolicy::Full);
+    slow.near = true;
+    assert_eq!(slow.fight(slow.options.lapse + us(1), 1000), None, "what does not bounce is not pinned");
+    for policy in [ThrashPolicy::Throttle, ThrashPolicy::Full] {
+        let mut kept = Simulation::new(policy);
+        (kept.near, kept.can_pin) = (true, policy != ThrashPolicy::Full);
+        assert_eq!(kept.fight(us(20), 1000), None, "where nothing may be pinned, nothing is");
+    }
 }
 
 #[test]
