@@ -9,6 +9,7 @@
 #![deny(missing_docs)]
 
 pub mod addr;
+mod advice;
 mod cache;
 pub mod device;
 pub mod hmm;
@@ -25,8 +26,10 @@ mod svm;
 mod sync;
 pub mod track;
 
+pub use advice::{AdviceError, Advised};
 pub use device::layout::{GLSL_INCLUDE, GLSL_LAYOUT};
 pub use kernel::{Kernel, KernelError, Launch, LaunchError, LaunchReport, Pending, Scope};
+pub use mm::advice::{Advice, Hint, Location};
 pub use mm::copy::SnapshotError;
 pub use mm::heap::{Heap, HeapError, SvmBox, SvmMap, SvmVec};
 pub use mm::ops::{MapRequest, Mapping, OpError};

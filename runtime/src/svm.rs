@@ -6,7 +6,8 @@ use crate::device::soft::{SoftContext, SoftDevice, SoftOptions};
 use crate::device::vulkan::{CopyPath, VulkanDevice, VulkanOptions};
 use crate::device::{Device, DeviceError, FrameUse, LiveUnit, layout};
 use crate::hmm::{Mirror, PageEntry, read_pages};
-use crate::kernel::execute::{Executor, ExecutorOptions, Job};
+use crate::kernel::execute::{Executor, ExecutorOptions};
+use crate::kernel::requests::Work;
 use crate::kernel::{Kernel, KernelError, KernelModule, Scope};
 use crate::mm::copy::SnapshotError;
 use crate::mm::heap::Heap;
@@ -531,19 +532,19 @@ fn default_frames(device: &dyn Device) -> u32 {
 pub(crate) struct Inner {
     pub(crate) space: Arc<AddressSpace>,
     pub(crate) heap: Heap,
-    device: Arc<dyn Device>,
+    pub(crate) device: Arc<dyn Device>,
     vulkan: Option<Arc<VulkanDevice>>,
     fault_mode: String,
-    mirror: Arc<DeviceMirror>,
+    pub(crate) mirror: Arc<DeviceMirror>,
     counters: Arc<Counters>,
     registration: Mutex<Option<Arc<Mirror>>>,
-    jobs: Mutex<Option<Sender<Job>>>,
+    work: Mutex<Option<Sender<Work>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Inner {
-    pub(crate) fn send(&self, job: Job) -> Result<(), ()> {
-        self.jobs.lock().as_ref().ok_or(())?.send(job).map_err(drop)
+    pub(crate) fn send(&self, work: Work) -> Result<(), ()> {
+        self.work.lock().as_ref().ok_or(())?.send(work).map_err(drop)
     }
 
     pub(crate) fn forget(&self, kernel: &KernelModule) {
@@ -554,7 +555,7 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         // No more jobs: the executor finishes what it has, brings all pages home and ends.
-        self.jobs.lock().take();
+        self.work.lock().take();
         if let Some(thread) = self.thread.lock().take()
             && thread.join().is_err()
         {
@@ -576,7 +577,7 @@ impl Drop for Inner {
 /// Closing it (dropping the value and its kernels) brings all pages home; memory of its [`Heap`] stays usable by the CPU for as
 /// long as the heap's handles live.
 pub struct Svm {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 impl Svm {
@@ -612,6 +613,7 @@ impl Svm {
         let registration = Mirror::register(space.notifiers(), mirror.owner(), name, mirror.clone())
             .map_err(|error| OpenError::Start(error.to_string()))?;
         let registration = Arc::new(registration);
+        let (work, receiver) = crossbeam_channel::unbounded();
         let executor = Executor::new(
             space.clone(),
             heap.clone(),
@@ -619,15 +621,15 @@ impl Svm {
             registration.clone(),
             counters.clone(),
             options,
+            receiver,
         )?;
-        let (jobs, receiver) = crossbeam_channel::unbounded();
         let thread = std::thread::Builder::new()
             .name("vksvm-executor".into())
             .spawn(move || {
                 // The executor services faults: it must not touch tracked memory (I1).
                 let _fault_path = track::FaultPathGuard::enter();
                 crate::prompt::make_prompt();
-                executor.run(&receiver);
+                executor.run();
             })
             .map_err(|error| OpenError::Start(error.to_string()))?;
         space.thrash().add_device(device.info().import.is_some());
@@ -641,7 +643,7 @@ impl Svm {
                 mirror,
                 counters,
                 registration: Mutex::new(Some(registration)),
-                jobs: Mutex::new(Some(jobs)),
+                work: Mutex::new(Some(work)),
                 thread: Mutex::new(Some(thread)),
             }),
         })

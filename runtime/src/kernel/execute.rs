@@ -21,6 +21,7 @@ use super::KernelModule;
 use super::arrays::{self, ArrayArgument};
 use super::error::{FaultReason, KernelFault, LaunchError};
 use super::fast::PointerArgument;
+use super::requests::{Beside, Request, Work};
 use crate::addr::{Access, PAGE_SIZE, PageIndex, PageRange, VirtAddr};
 use crate::device::layout::{Control, FaultEntry, LAUNCH_LISTED, LaunchBlock, area, fault_flags, variant};
 use crate::device::{DeviceError, Dispatch, FaultQueue, LiveUnit, SharedMemory, SharedUse};
@@ -31,8 +32,9 @@ use crate::mm::state::Placement;
 use crate::mm::vma::Permission;
 use crate::observe::{Counters, Stats};
 use crate::service::{DeviceMirror, PageFault, Service};
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, Sender};
 use hashbrown::HashSet;
+use std::collections::VecDeque;
 use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -157,6 +159,10 @@ pub(crate) struct Executor {
     pub(super) held: Vec<(Instant, FaultEntry)>,
     /// Whether faults may be held.
     pub(super) throttle: bool,
+    /// What the program sends, and what of it was received and not done yet.
+    pub(super) work: Receiver<Work>,
+    pub(super) jobs: VecDeque<Job>,
+    pub(super) requests: VecDeque<Request>,
 }
 
 /// Words of a map with a bit for each of `count` slots.
@@ -201,6 +207,7 @@ impl Executor {
         registration: Arc<Mirror>,
         counters: Arc<Counters>,
         options: ExecutorOptions,
+        work: Receiver<Work>,
     ) -> Result<Self, DeviceError> {
         let device = mirror.device().clone();
         let queue = FaultQueue::new(device.as_ref(), options.queue_capacity)?;
@@ -241,12 +248,15 @@ impl Executor {
             unguessable: HashSet::new(),
             held: Vec::new(),
             throttle: true,
+            work,
+            jobs: VecDeque::new(),
+            requests: VecDeque::new(),
         })
     }
 
     /// Runs jobs until nobody can send any more; then brings all pages home.
-    pub(crate) fn run(mut self, jobs: &Receiver<Job>) {
-        while let Some(job) = self.next(jobs) {
+    pub(crate) fn run(mut self) {
+        while let Some(job) = self.next() {
             let before = self.counters.snapshot();
             let result = self.launch(&job);
             Counters::add(&self.counters.launches, 1);
@@ -257,14 +267,22 @@ impl Executor {
         self.mirror.bring_all_home();
     }
 
-    /// The next job. Until there is one, pages are cleaned that will be evicted.
-    fn next(&mut self, jobs: &Receiver<Job>) -> Option<Job> {
+    /// The next job. Until there is one, pages are brought that were asked for, and those cleaned that will be evicted.
+    fn next(&mut self) -> Option<Job> {
         loop {
-            match jobs.try_recv() {
-                Ok(job) => return Some(job),
-                Err(TryRecvError::Disconnected) => return None,
-                Err(TryRecvError::Empty) if self.service.write_ahead() => {}
-                Err(TryRecvError::Empty) => return jobs.recv().ok(),
+            let open = self.sort_work();
+            if self.serve_request(Beside::Nothing) {
+                continue;
+            }
+            if let Some(job) = self.jobs.pop_front() {
+                return Some(job);
+            }
+            if !open {
+                return None;
+            }
+            if !self.service.write_ahead() {
+                let work = self.work.recv().ok()?;
+                self.sort(work);
             }
         }
     }
@@ -384,6 +402,8 @@ impl Executor {
         self.seen.clear();
         loop {
             self.space.end_pins();
+            self.sort_work();
+            self.serve_request(Beside::Launch);
             // Held while CPU faults are kept off.
             let space = self.space.clone();
             let exclusive = (fruitless > PATIENCE).then(|| space.hold_cpu_faults());

@@ -5,6 +5,7 @@ use super::arrays::{ArrayArgument, ArrayBlock};
 use super::error::LaunchError;
 use super::execute::{Job, LaunchReport};
 use super::fast::PointerArgument;
+use super::requests::Work;
 use crate::addr::{Access, PageRange, VirtAddr};
 use crate::svm::Inner;
 use crossbeam_channel::Receiver;
@@ -254,7 +255,10 @@ impl<'a> Launch<'a> {
             places,
             done: sender,
         };
-        self.kernel.inner.send(job).map_err(|()| LaunchError::Stopped { kernel: self.kernel.module.name.clone() })?;
+        self.kernel
+            .inner
+            .send(Work::Launch(job))
+            .map_err(|()| LaunchError::Stopped { kernel: self.kernel.module.name.clone() })?;
         Ok(done)
     }
 }

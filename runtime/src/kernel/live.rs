@@ -9,6 +9,7 @@
 
 use super::error::LaunchError;
 use super::execute::{Executor, Job, Pass, WorkList};
+use super::requests::Beside;
 use crate::device::layout::{Control, variant};
 use crate::device::{Dispatch, LiveUnit};
 use crate::observe::Counters;
@@ -113,6 +114,11 @@ impl Executor {
             looks += 1;
             if !looks.is_multiple_of(LOOKS) {
                 std::hint::spin_loop();
+                continue;
+            }
+            self.sort_work();
+            if result.is_ok() && self.serve_request(Beside::Dispatch) {
+                busy = Instant::now();
                 continue;
             }
             if result.is_ok()

@@ -11,6 +11,7 @@ mod live;
 mod parts;
 mod read;
 mod reflect;
+pub(crate) mod requests;
 pub mod rewrite;
 pub(crate) mod specialise;
 

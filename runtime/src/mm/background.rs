@@ -1,42 +1,65 @@
-//! Read-ahead in the background: brings home what a program that goes through device-written memory is going to read next.
+//! What is done beside the program's threads: read-ahead for a program that goes through device-written memory, and errands that the program
+//! sends and does not wait for, such as prefetching home.
 //!
-//! One thread for an address space, started when it is first needed, does for a range what the fault handler does for a touch. It is on
-//! the fault path (I1). Requests beyond what it can hold are dropped: whoever touches the pages first faults and brings them home.
+//! One thread for each of the two and an address space, started when it is first needed, does for a range what the fault handler does for a
+//! touch. It is on the fault path (I1). Read-ahead beyond what can be held is dropped: whoever touches the pages first faults and brings
+//! them home. Errands are kept, and done in order.
 
 use super::space::AddressSpace;
 use crate::addr::PageRange;
 use crate::track::HandlerThreads;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use std::sync::{Arc, OnceLock, Weak};
 
-/// Requests that wait at most.
+/// Requests for read-ahead that wait at most.
 const WAITING: usize = 16;
 
-/// The thread and the way to it.
+/// Something to be done for an address space.
+pub(super) type Errand = Box<dyn FnOnce(&Arc<AddressSpace>) + Send>;
+
+/// The threads and the ways to them.
 #[derive(Default)]
 pub(super) struct Background {
-    requests: OnceLock<Option<Sender<PageRange>>>,
+    ahead: OnceLock<Option<Sender<PageRange>>>,
+    errands: OnceLock<Option<Sender<Errand>>>,
 }
 
 impl Background {
     /// Asks for `range`, on behalf of `space`.
     pub(super) fn fetch(&self, space: &Arc<AddressSpace>, range: PageRange) {
-        let requests = self.requests.get_or_init(|| start(Arc::downgrade(space)));
+        let fetch = |space: &Arc<AddressSpace>, range| space.fetch_ahead(range);
+        let ahead = self.ahead.get_or_init(|| start(space, bounded(WAITING), fetch));
         // Full, or no thread: the pages are brought when they are touched.
-        let _ = requests.as_ref().map(|requests| requests.try_send(range));
+        let _ = ahead.as_ref().map(|ahead| ahead.try_send(range));
+    }
+
+    /// Has `errand` done, at once if there is no thread for it.
+    pub(super) fn send(&self, space: &Arc<AddressSpace>, errand: Errand) {
+        let errands = self.errands.get_or_init(|| start(space, unbounded(), |space, errand: Errand| errand(space)));
+        let left = match errands {
+            Some(errands) => errands.send(errand).err().map(|unsent| unsent.0),
+            None => Some(errand),
+        };
+        if let Some(errand) = left {
+            errand(space);
+        }
     }
 }
 
-/// Starts the thread, which ends when the sender is gone.
-fn start(space: Weak<AddressSpace>) -> Option<Sender<PageRange>> {
-    let (sender, requests) = bounded(WAITING);
-    let serve = move |requests: &Receiver<PageRange>| {
-        for range in requests {
+/// Starts a thread, which ends when the sender is gone.
+fn start<R: Send + 'static>(
+    space: &Arc<AddressSpace>,
+    (sender, requests): (Sender<R>, Receiver<R>),
+    serve: impl Fn(&Arc<AddressSpace>, R) + Send + Sync + 'static,
+) -> Option<Sender<R>> {
+    let space: Weak<AddressSpace> = Arc::downgrade(space);
+    let work = move || {
+        for request in &requests {
             let Some(space) = space.upgrade() else { return };
-            space.fetch_ahead(range);
+            serve(&space, request);
         }
     };
     // Never joined: it holds nothing while it waits, and in a forked child it does not exist.
-    HandlerThreads::default().spawn(1, Arc::new(move |_| serve(&requests))).ok()?;
+    HandlerThreads::default().spawn(1, Arc::new(move |_| work())).ok()?;
     Some(sender)
 }

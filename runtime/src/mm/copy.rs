@@ -144,8 +144,8 @@ impl AddressSpace {
         }
     }
 
-    /// The pages that `span` touches.
-    fn pages_around(&self, span: Span) -> Result<PageRange, OpError> {
+    /// The pages that `span`, which is not empty, touches.
+    pub(crate) fn pages_around(&self, span: Span) -> Result<PageRange, OpError> {
         let views = &self.home().views;
         let heap = PageRange::of_len(PageIndex(0), views.pages());
         let outside = || OpError::OutsideHeap { span, heap: self.span_of(heap) };

@@ -1,5 +1,6 @@
 //! The CPU side: address space, page records, VMAs and what can be done with them, heap.
 
+pub mod advice;
 mod background;
 pub mod copy;
 mod foreign;

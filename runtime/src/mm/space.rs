@@ -27,7 +27,7 @@ use crate::addr::{Access, PAGE_SIZE, PageIndex, PageRange, VirtAddr};
 use crate::hmm::{Blocking, Event, InvalidateError, Notifiers};
 use crate::observe::Counters;
 use crate::policy::thrash::Verdict;
-use crate::policy::{Readahead, ThrashOptions};
+use crate::policy::{MAX_WINDOW, Readahead, ThrashOptions, may_pin};
 use crate::rank::{Rank, RankedRwLock};
 use crate::track::{CpuFault, FaultHandler, FaultOutcome, ForeignChange, Protection, TrackError, Tracker};
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
@@ -248,7 +248,7 @@ impl AddressSpace {
         }
         let state = self.home.pages.state(fault.page);
         if state::takes_away(state, fault.access)
-            && let Verdict::Wait(time) = self.thrash.cpu_takes(fault.page, state)
+            && let Verdict::Wait(time) = self.thrash.cpu_takes(fault.page, state, may_pin(vma.advice()))
         {
             // Asked again early, since the launch that it waits for may end before.
             return Some(FaultOutcome::Later(time.min(ASK_AGAIN)));
@@ -275,14 +275,15 @@ impl AddressSpace {
         let limit = vma.range.end.0.saturating_sub(fault.page.0);
         let window = self.readahead.window(fault.page, limit, background);
         let most = PageIndex(fault.page.0.saturating_add(window.pages));
-        let (span, ahead) = if takes_away || overtaken { (unit, None) } else { self.alike(unit, most) };
+        let random = vma.advice().is_random();
+        let (span, ahead) = if takes_away || overtaken || random { (unit, None) } else { self.alike(unit, most) };
         let resolved = match self.resolve(span, fault.access, allowed, blocking) {
             // What lies ahead may not be watched at all.
             Err(error) if span != unit && !error.would_block() => self.resolve(unit, fault.access, allowed, blocking),
             resolved => resolved,
         };
         drop((ahead, held));
-        if resolved.is_ok() {
+        if resolved.is_ok() && !random {
             self.readahead.went(window);
             if let Some(ahead) = window.ahead {
                 self.background.fetch(self, ahead);
@@ -318,6 +319,46 @@ impl AddressSpace {
             // Whoever touches the pages finds out.
             tracing::debug!(?range, "not read ahead: {error}");
         }
+    }
+
+    /// Has `errand` done on a thread of the address space.
+    pub(crate) fn send(self: &Arc<Self>, errand: impl FnOnce(&Arc<Self>) + Send + 'static) {
+        self.background.send(self, Box::new(errand));
+    }
+
+    /// Brings home what devices hold of the first part of `range` and opens it to the CPU. Returns what is left to do, and how many pages this
+    /// did. Devices keep copies of what may only be read, or mostly is.
+    pub(crate) fn fetch_back(
+        &self,
+        range: PageRange,
+    ) -> Result<(PageRange, u64), Box<dyn std::error::Error + Send + Sync>> {
+        let nothing = (PageRange::new(range.end, range.end), 0);
+        let _touching = self.cpu_faults.read();
+        let vmas = self.vmas.read();
+        let pages = &self.home.pages;
+        let Some(vma) = vmas.find_overlapping(range).next() else { return Ok(nothing) };
+        let part = vma.range.intersect(range);
+        let keep = vma.permission() == Permission::ReadOnly || vma.advice().is_read_mostly();
+        let away = |state| matches!(state, PageState::Device(_)) || (state == PageState::Shared && !keep);
+        let Some(first) = part.iter().find(|&page| away(pages.state(page))) else {
+            return Ok((PageRange::new(part.end, range.end), 0));
+        };
+        let unit = self.tracker.unit(first);
+        let mut span = unit;
+        let state = pages.state(first);
+        let alike = |page| pages.state(page) == state && self.tracker.unit(page).len() == 1;
+        while unit.len() == 1 && span.end < part.end && span.len() < MAX_WINDOW && alike(span.end) {
+            span.end = span.end.plus(1);
+        }
+        let _span = pages.lock(span);
+        let read_only = vmas.find_overlapping(span).any(|vma| vma.permission() == Permission::ReadOnly);
+        let (access, allowed) = match keep || read_only {
+            true => (Access::Read, Protection::ReadOnly),
+            false => (Access::Write, Protection::ReadWrite),
+        };
+        let brought = span.iter().filter(|&page| away(pages.state(page))).count() as u64;
+        self.resolve(span, access, allowed, Blocking::Yes)?;
+        Ok((PageRange::new(span.end.min(range.end), range.end), brought))
     }
 
     /// Lets a driver's thread, which runs a kernel that does not translate, go on without an invalidation: that would wait for the

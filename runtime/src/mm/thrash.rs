@@ -133,18 +133,18 @@ impl ThrashWatch {
         self.running[usize::from(device.0) / 64].load(Ordering::Acquire) & 1 << (device.0 % 64) != 0
     }
 
-    /// A CPU thread is about to take `page`, which is in `state`, from devices.
-    pub(crate) fn cpu_takes(&self, page: PageIndex, state: PageState) -> Verdict {
+    /// A CPU thread is about to take `page`, which is in `state`, from devices. `may_pin`: whether it may be pinned at home.
+    pub(crate) fn cpu_takes(&self, page: PageIndex, state: PageState, may_pin: bool) -> Verdict {
         let fights = match state {
             PageState::Device(device) => self.runs(device),
             _ => self.launches.load(Ordering::Acquire) > 0,
         };
-        self.touch(Granule::of(page), Side::CPU, fights)
+        self.touch(Granule::of(page), Side::CPU, fights, may_pin)
     }
 
-    /// A kernel of `device`, which is running, is about to take pages of `granule` from the CPU or another device.
-    pub(crate) fn device_takes(&self, granule: Granule, device: DeviceNumber) -> Verdict {
-        self.touch(granule, Side::device(device.0), true)
+    /// `device` is about to take pages of `granule` from the CPU or another device, which is a fight if a kernel of its runs. `may_pin` as above.
+    pub(crate) fn device_takes(&self, granule: Granule, device: DeviceNumber, may_pin: bool) -> Verdict {
+        self.touch(granule, Side::device(device.0), self.runs(device), may_pin)
     }
 
     /// A page was evicted to make room.
@@ -260,7 +260,7 @@ impl ThrashWatch {
         self.is_on() && (self.granule(granule).is_contested() || self.has_pinned_neighbour(granule))
     }
 
-    fn touch(&self, granule: Granule, side: Side, fights: bool) -> Verdict {
+    fn touch(&self, granule: Granule, side: Side, fights: bool, may_pin: bool) -> Verdict {
         if !self.is_on() {
             return Verdict::Go;
         }
@@ -269,7 +269,7 @@ impl ThrashWatch {
         self.update(granule, |record| {
             if fights && record.age(now) <= now.saturating_sub(since) {
                 let near = self.has_pinned_neighbour(granule);
-                self.options.touch(record, side, now, self.can_pin(), near, granule.0)
+                self.options.touch(record, side, now, may_pin && self.can_pin(), near, granule.0)
             } else {
                 let record = self.options.hand_over(record, side, now);
                 Decision { record, verdict: Verdict::Go, bounced: false }

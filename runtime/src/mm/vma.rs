@@ -11,9 +11,10 @@
 
 mod extents;
 
+use super::advice::{Advice, Hint};
 use crate::addr::{PageIndex, PageRange};
 use extents::FreeExtents;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Names a VMA; never given twice by one [`VmaMap`].
@@ -32,41 +33,6 @@ pub enum Permission {
     ReadWrite,
 }
 
-/// Hints about how a VMA is going to be used: a set of flags, never needed for correctness.
-/// Linux: the advice of `madvise`; meanings as in `cudaMemAdvise`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub struct Advice(u32);
-
-impl Advice {
-    /// No hint.
-    pub const NONE: Self = Self(0);
-    /// Written rarely: keep copies on every reader.
-    pub const READ_MOSTLY: Self = Self(1 << 0);
-    /// Home is where the pages should stay.
-    pub const PREFER_HOST: Self = Self(1 << 1);
-    /// The device that touches the pages is where they should stay.
-    pub const PREFER_DEVICE: Self = Self(1 << 2);
-    /// Devices are going to touch the pages: map them ahead of the first fault.
-    pub const ACCESSED_BY_DEVICE: Self = Self(1 << 3);
-
-    /// The flags of both.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// The flags of `self` that `other` does not have.
-    #[must_use]
-    pub const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
-
-    /// Whether all flags of `other` are set.
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-}
-
 /// Who made a VMA.
 /// Linux: `vm_ops`, as far as it tells who made the mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -74,14 +40,14 @@ pub enum VmaKind {
     /// The heap's allocator: an arena of small objects or one large allocation.
     #[default]
     Heap,
-    /// The program, by mapping pages itself: the number tells one call to map from the others.
-    Mapping(u64),
+    /// The program, by mapping pages itself.
+    Mapping,
 }
 
 impl VmaKind {
     /// Whether the program made it.
     pub fn is_mapping(self) -> bool {
-        matches!(self, Self::Mapping(_))
+        self == Self::Mapping
     }
 }
 
@@ -107,6 +73,8 @@ pub struct Vma {
     pub range: PageRange,
     /// Its name and generation.
     pub id: VmaId,
+    /// What it was first a part of: parts of one mapping or allocation have it in common, also after they were moved.
+    pub origin: VmaId,
     /// What its pages have in common.
     pub attributes: VmaAttributes,
 }
@@ -187,6 +155,10 @@ pub struct VmaMap {
     free: FreeExtents,
     /// Never used again: by start, disjoint.
     withdrawn: BTreeMap<PageIndex, PageRange>,
+    /// The starts of VMAs with hints.
+    advised: BTreeSet<PageIndex>,
+    /// Changes with what stands in `advised`, or with the extents and hints of these VMAs.
+    advice_version: u64,
     pages: u32,
     next_id: u64,
 }
@@ -195,7 +167,15 @@ impl VmaMap {
     /// An empty map over a heap of `pages` pages.
     pub fn new(pages: u32) -> Self {
         let all = PageRange::of_len(PageIndex(0), pages);
-        Self { by_start: BTreeMap::new(), free: FreeExtents::new(all), withdrawn: BTreeMap::new(), pages, next_id: 1 }
+        Self {
+            by_start: BTreeMap::new(),
+            free: FreeExtents::new(all),
+            withdrawn: BTreeMap::new(),
+            advised: BTreeSet::new(),
+            advice_version: 0,
+            pages,
+            next_id: 1,
+        }
     }
 
     /// Number of VMAs.
@@ -231,10 +211,10 @@ impl VmaMap {
         self.by_start.range(from..until).map(|(_, vma)| vma)
     }
 
-    /// Whether what is mapped as `vma` goes on behind it: the next VMA is a part of the same mapping, split off. An object
-    /// may straddle that border, but not one between two allocations.
+    /// Whether what is mapped as `vma` goes on behind it: the next VMA is a part of the same mapping or allocation, split off. An
+    /// object may straddle that border, but not one between two allocations.
     pub fn continues(&self, vma: &Vma) -> bool {
-        vma.kind().is_mapping() && self.find(vma.range.end).is_some_and(|next| next.kind() == vma.kind())
+        self.find(vma.range.end).is_some_and(|next| next.origin == vma.origin)
     }
 
     /// The part of `range` that belongs to no VMA and lies lowest; `None` if all of it is mapped.
@@ -276,7 +256,7 @@ impl VmaMap {
         if let Some(with) = self.in_the_way(range) {
             return Err(VmaError::Overlap { range, with });
         }
-        Ok(self.put(range, attributes))
+        Ok(self.put(range, attributes, None))
     }
 
     /// Makes a VMA of `pages` pages in the place that [`VmaMap::find_gap`] finds.
@@ -285,7 +265,7 @@ impl VmaMap {
     /// If `pages` is zero or there is no room.
     pub fn insert_lowest(&mut self, pages: u32, align: u32, attributes: VmaAttributes) -> Result<&Vma, VmaError> {
         let start = self.place(pages, align)?;
-        self.put(PageRange::of_len(start, pages), attributes);
+        self.put(PageRange::of_len(start, pages), attributes, None);
         Ok(&self.by_start[&start])
     }
 
@@ -301,7 +281,12 @@ impl VmaMap {
         Ok(starts
             .into_iter()
             .filter_map(|start| self.by_start.remove(&start))
-            .inspect(|vma| self.free.give_back(vma.range))
+            .inspect(|vma| {
+                self.free.give_back(vma.range);
+                if self.advised.remove(&vma.range.start) {
+                    self.advice_version += 1;
+                }
+            })
             .collect())
     }
 
@@ -344,12 +329,22 @@ impl VmaMap {
         self.change(range, |attributes| attributes.permission != permission, |a| a.permission = permission)
     }
 
-    /// Replaces the hints for `range`, splitting VMAs that change in part.
+    /// Adds a hint for `range`, splitting VMAs that change in part.
     ///
     /// # Errors
     /// As [`VmaMap::set_permission`].
-    pub fn set_advice(&mut self, range: PageRange, advice: Advice) -> Result<(), VmaError> {
-        self.change(range, |attributes| attributes.advice != advice, |a| a.advice = advice)
+    pub fn advise(&mut self, range: PageRange, hint: Hint) -> Result<(), VmaError> {
+        self.change(range, |a| a.advice.with(hint) != a.advice, |a| a.advice = a.advice.with(hint))
+    }
+
+    /// The VMAs with hints, ascending.
+    pub fn advised(&self) -> impl Iterator<Item = &Vma> {
+        self.advised.iter().filter_map(|start| self.by_start.get(start))
+    }
+
+    /// Another number whenever [`advised`](Self::advised) may say something else.
+    pub fn advice_version(&self) -> u64 {
+        self.advice_version
     }
 
     /// Moves `range` to the free pages from `to` on (as mremap), VMA borders and attributes included,
@@ -379,8 +374,8 @@ impl VmaMap {
             .map(|old| {
                 let start = target.start.plus(old.range.start.0 - range.start.0);
                 let range = PageRange::of_len(start, old.range.len());
-                let id = self.put(range, old.attributes.clone());
-                let new = Vma { range, id, attributes: old.attributes.clone() };
+                let id = self.put(range, old.attributes.clone(), Some(old.origin));
+                let new = Vma { range, id, ..old.clone() };
                 (old, new)
             })
             .collect())
@@ -396,12 +391,20 @@ impl VmaMap {
         }
     }
 
-    /// Makes a VMA of pages known to be free.
-    fn put(&mut self, range: PageRange, attributes: VmaAttributes) -> VmaId {
+    /// Makes a VMA of pages known to be free, a part of `origin` if it is one.
+    fn put(&mut self, range: PageRange, attributes: VmaAttributes, origin: Option<VmaId>) -> VmaId {
         self.free.take(range);
         let id = self.fresh_id();
-        self.by_start.insert(range.start, Vma { range, id, attributes });
+        self.by_start.insert(range.start, Vma { range, id, origin: origin.unwrap_or(id), attributes });
+        self.note_advice(range.start);
         id
+    }
+
+    /// The VMA that starts there is new, or another than it was.
+    fn note_advice(&mut self, start: PageIndex) {
+        let has = self.by_start.get(&start).is_some_and(|vma| vma.advice() != Advice::NONE);
+        let had = if has { !self.advised.insert(start) } else { self.advised.remove(&start) };
+        self.advice_version += u64::from(has || had);
     }
 
     fn fresh_id(&mut self) -> VmaId {
@@ -427,6 +430,7 @@ impl VmaMap {
             self.isolate(part);
             if let Some(vma) = self.by_start.get_mut(&part.start) {
                 apply(&mut vma.attributes);
+                self.note_advice(part.start);
             }
         }
         Ok(())
@@ -448,6 +452,7 @@ impl VmaMap {
             vma.range.end = page;
         }
         self.by_start.insert(page, upper);
+        self.note_advice(page);
     }
 }
 

@@ -53,6 +53,8 @@ counters! {
     prefetched,
     /// Of these, those that kernels used.
     prefetched_used,
+    /// Pages mapped on a device because the program asked: prefetch, and `AccessedBy`. They count as faulted too.
+    pages_brought,
     /// Pages copied to a device.
     pages_in,
     /// Pages copied home.

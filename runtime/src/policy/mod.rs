@@ -3,6 +3,7 @@
 
 mod density;
 mod optimal;
+mod placement;
 mod prefetch;
 mod readahead;
 mod replace;
@@ -10,6 +11,7 @@ pub mod thrash;
 
 pub use density::fill_up;
 pub use optimal::{Misses, optimal};
+pub use placement::{Wanted, eviction_rank, may_pin, placement};
 pub use prefetch::{Ahead, Prefetch};
 pub use readahead::{MAX_WINDOW, Readahead, Window};
 pub use replace::{Distance, GRANULE_PAGES, Granule, Replacement};

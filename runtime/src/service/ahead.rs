@@ -36,8 +36,9 @@ impl Service {
             let vma = list[at].vma.clone();
             let same = list[at..asked].iter().take_while(|other| other.vma.id == vma.id).count();
             let of_vma = list[at].span.faults.start..list[at + same - 1].span.faults.end;
-            if faults[of_vma.clone()].iter().any(|fault| self.space.thrash().is_contested(Granule::of(fault.page))) {
-                // The other side is there, too: what is fetched ahead it takes back before it is used.
+            let contested = |fault: &PageFault| self.space.thrash().is_contested(Granule::of(fault.page));
+            // Where the other side is there, too, it takes back what is fetched ahead before it is used.
+            if vma.advice().is_random() || faults[of_vma.clone()].iter().any(contested) {
                 at += same;
                 continue;
             }

@@ -134,7 +134,12 @@ impl Service {
             granules.truncate(about);
             *hand = granules.last().map_or(Granule(0), |&(granule, _)| Granule(granule.0 + 1));
         } else {
-            self.eviction.replacement.order(&mut granules, about);
+            let groups = self.by_preference(std::mem::take(&mut granules));
+            for mut group in groups {
+                let lacking = about.saturating_sub(granules.len());
+                self.eviction.replacement.order(&mut group, lacking);
+                granules.append(&mut group);
+            }
         }
         let thrash = self.space.thrash();
         if thrash.is_on() && self.eviction.hand.is_some() {

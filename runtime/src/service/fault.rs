@@ -17,6 +17,7 @@
 //! by users of the `hmm` API, and by the kernel's events. After several collisions the span is serviced under `mm`'s write
 //! side, which holds all of these off.
 
+use super::advice::Followed;
 use super::batch::{Batch, Part, Room, batch_length, count_of, still_there};
 use super::coalesce::{PageFault, deduplicate, spans};
 use super::contents::Contents;
@@ -109,6 +110,9 @@ pub struct Service {
     pub(super) streams: Prefetch,
     /// Where pages are to be for which nothing says otherwise.
     pub(super) placement: Placement,
+    /// Whether what is serviced comes to the device because the program said so.
+    pub(super) moving: bool,
+    pub(super) followed: Followed,
     /// Of the batch at hand, page by page in order: the access asked for, where it is to be, what it needs.
     pub(super) access: Vec<Option<Access>>,
     pub(super) placements: Vec<Placement>,
@@ -123,7 +127,7 @@ pub struct Service {
     spans: Vec<PageRange>,
     /// Takes batches from the same queue on a second thread: while one copies, which keeps the memory busy, the other plans, which keeps
     /// a processor busy.
-    helper: Option<Box<Service>>,
+    pub(super) helper: Option<Box<Service>>,
 }
 
 impl Service {
@@ -152,6 +156,8 @@ impl Service {
             taking: Event::Migrate,
             prefetch,
             placement,
+            moving: false,
+            followed: Followed::default(),
             placements: Vec::new(),
             streams: Prefetch::default(),
             space,
@@ -191,6 +197,7 @@ impl Service {
         let usage = self.mirror.frames();
         self.filling = usage.limit.saturating_sub(usage.used) as usize <= 2 * faults.len();
         self.upgrade_to_pending(faults);
+        self.follow_advice();
         self.hold_off(faults, throttle, &mut served);
         self.contents.forget();
         let mut list = std::mem::take(&mut self.list);
@@ -293,7 +300,7 @@ impl Service {
             };
             let end = at + faults[at..].partition_point(|fault| vma.range.contains(fault.page));
             let part = |span| Part { span, vma: vma.clone(), ends: false };
-            let fill = self.prefetch && !self.tight;
+            let fill = self.prefetch && !self.tight && !vma.advice().is_random();
             if vma.permission() == Permission::ReadOnly {
                 let mut from = at;
                 for (index, fault) in faults.iter().enumerate().take(end).skip(at) {

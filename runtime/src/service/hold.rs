@@ -7,8 +7,8 @@ use super::coalesce::PageFault;
 use super::fault::{Served, Service};
 use crate::addr::Access;
 use crate::mm::pages::PageState;
-use crate::policy::Granule;
 use crate::policy::thrash::Verdict;
+use crate::policy::{Granule, may_pin};
 
 impl Service {
     /// Tells the thrash watch of what `faults`, sorted by page, take from others. If `throttle`, those that must wait go to
@@ -37,7 +37,7 @@ impl Service {
             let granule = Granule::of(fault.page);
             let verdict = match last {
                 Some((same, verdict)) if same == granule => verdict,
-                _ => thrash.device_takes(granule, number),
+                _ => thrash.device_takes(granule, number, may_pin(self.advice_of(fault.page))),
             };
             last = Some((granule, verdict));
             match verdict {

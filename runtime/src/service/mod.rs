@@ -4,6 +4,7 @@
 //! commit. Every state change of a page happens under its lock; entries are written under the mirror's update lock after the
 //! range's retry said that nothing came between.
 
+mod advice;
 mod ahead;
 mod batch;
 mod budget;

@@ -1,14 +1,14 @@
 //! Placement: which pages a device maps where they are, at home, instead of copying them.
 //!
-//! A page is placed at home (state `Remote`) if it is pinned there, its VMA's advice says so, or that is the service's default, and
-//! the device can reach it. Before a page changes between the two kinds, the device's own entry of the old kind is *shed*: taken away,
+//! Where a page is to be says `policy/placement.rs`; at home (state `Remote`) it can be only if the device can reach it. Before a page changes between the two kinds, the device's own entry of the old kind is *shed*: taken away,
 //! dirty data brought home, its frame given back. What others hold goes by the invalidation that the service makes anyway.
 
 use super::batch::{Part, count_of, extend_runs, pages_of};
 use super::fault::{Service, ServiceError};
 use crate::addr::PageRange;
-use crate::mm::pages::PageState;
+use crate::mm::pages::{PageInfo, PageState};
 use crate::mm::state::{Placement, evicted, sheds};
+use crate::policy::{Wanted, placement};
 
 impl Service {
     /// Chooses where each page of `parts`, whose page locks are held, is to be.
@@ -20,11 +20,18 @@ impl Service {
             return;
         }
         let mut state = None;
-        for (placement, page) in self.placements.iter_mut().zip(pages_of(parts)) {
-            if self.placement == Placement::Remote || home.pages.info(page).pinned_home {
-                let state = state.get_or_insert_with(|| mirror.lock());
-                if mirror.home_address(state, page).is_some() {
-                    *placement = Placement::Remote;
+        let mut wishes = self.placements.iter_mut().zip(&self.access);
+        for part in parts {
+            let advice = part.vma.advice();
+            for (page, (chosen, &access)) in part.span.pages.iter().zip(&mut wishes) {
+                let PageInfo { state: now, pinned_home: pinned, .. } = home.pages.info(page);
+                let wanted =
+                    Wanted { device: mirror.number(), access, state: now, pinned, advice, moving: self.moving };
+                if placement(wanted, self.placement) == Placement::Remote {
+                    let state = state.get_or_insert_with(|| mirror.lock());
+                    if mirror.home_address(state, page).is_some() {
+                        *chosen = Placement::Remote;
+                    }
                 }
             }
         }

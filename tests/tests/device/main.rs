@@ -1,5 +1,6 @@
 //! The runtime on a Vulkan device. Run through `cargo xtask test`, which finds or sets up a driver.
 
+mod advice;
 mod arrays;
 mod coherence;
 mod errors;

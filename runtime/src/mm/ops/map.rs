@@ -2,10 +2,10 @@
 
 use super::{OpError, Span};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageRange, VirtAddr};
+use crate::mm::advice::Advice;
 use crate::mm::space::AddressSpace;
-use crate::mm::vma::{Advice, Permission, VmaAttributes, VmaError, VmaKind, VmaMap};
+use crate::mm::vma::{Permission, VmaAttributes, VmaError, VmaKind, VmaMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Coarsest alignment that can be asked for.
 const COARSEST: u64 = 1 << 43;
@@ -62,9 +62,8 @@ impl AddressSpace {
     /// # Errors
     /// If the request is empty, not whole pages or badly aligned, overlaps what is mapped, or finds no room.
     pub fn map_span(&self, request: &MapRequest) -> Result<Span, OpError> {
-        static CALLS: AtomicU64 = AtomicU64::new(0);
         let mut attributes = request.attributes.clone();
-        attributes.kind = VmaKind::Mapping(CALLS.fetch_add(1, Ordering::Relaxed));
+        attributes.kind = VmaKind::Mapping;
         let read_only = attributes.permission == Permission::ReadOnly;
         let mut vmas = self.vmas().write();
         let range = self.enter(&mut vmas, request, attributes)?;

@@ -12,10 +12,11 @@
 //! | [`protect`](AddressSpace::protect_span) | `mprotect` | `ProtectionVma` | kept; what devices wrote comes home |
 //! | [`move`](AddressSpace::move_span) | `mremap` | `Migrate`, then `Unmap` | moved; what devices wrote comes home first |
 //! | [`discard`](AddressSpace::discard_span) | `madvise(MADV_REMOVE)` | `Clear` | zeros |
+//! | [`advise`](AddressSpace::advise_span) | `madvise` | none, or `Migrate` | kept |
 //!
 //! What holds for each of them:
 //!
-//! - It is carried out under the address space's write side and the locks of its pages, inside its bracket: a CPU fault or a
+//! - But for advice it is carried out under the address space's write side and the locks of its pages, inside its bracket: a CPU fault or a
 //!   fault service sees the state before it or the one after, and a service that sorted its faults before it finds another
 //!   VMA id or permission and looks again.
 //! - It works on any part of a mapping, or on several that are neighbours. VMAs are split at the borders; the parts that stay
@@ -25,6 +26,7 @@
 //! - Where nothing is mapped any more, a CPU touch is a SIGSEGV and a device touch ends the launch, until something else is
 //!   mapped there.
 
+mod advise;
 mod discard;
 mod error;
 mod home;

@@ -1,8 +1,6 @@
 //! Pinning pages at home.
 
 use super::{OpError, Span};
-use crate::hmm::{Blocking, Event};
-use crate::mm::pages::PageState;
 use crate::mm::space::AddressSpace;
 
 impl AddressSpace {
@@ -28,14 +26,7 @@ impl AddressSpace {
         let vmas = self.vmas().read();
         self.check_covered(&vmas, range)?;
         let pages = &self.home().pages;
-        let _pages = pages.lock(range);
         range.iter().for_each(|page| pages.pin_home(page, false));
-        if range.iter().any(|page| pages.state(page) == PageState::Remote) {
-            let bracket = self.notifiers().invalidate(range, Event::Migrate, None, Blocking::Yes)?;
-            // Whatever devices had of the span is home.
-            range.iter().for_each(|page| pages.set_state(page, PageState::Cpu));
-            drop(bracket);
-        }
-        Ok(())
+        self.leave_home(range)
     }
 }

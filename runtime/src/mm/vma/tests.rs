@@ -181,6 +181,8 @@ impl Model {
             }
         }
         assert_eq!(map.mapped_pages(), mapped);
+        let advised = map.iter().filter(|vma| vma.advice() != Advice::NONE);
+        assert!(map.advised().eq(advised));
         assert!(map.iter().zip(map.iter().skip(1)).all(|(a, b)| a.range.end <= b.range.start && a.id != b.id));
     }
 }
@@ -194,7 +196,8 @@ fn random_sequence(random: &mut SmallRng) {
         let start = random.random_range(0..PAGES);
         let range = pages(start, random.random_range(start + 1..=PAGES.min(start + 16)));
         let permission = if random.random() { Permission::ReadOnly } else { Permission::ReadWrite };
-        let advice = if random.random() { Advice::READ_MOSTLY } else { Advice::NONE };
+        let hint = Hint::ReadMostly(random.random());
+        let advice = Advice::NONE.with(hint);
         let attributes = VmaAttributes { permission, advice, ..VmaAttributes::default() };
         match random.random_range(0..7) {
             0 | 1 => {
@@ -228,7 +231,7 @@ fn random_sequence(random: &mut SmallRng) {
                 }
             }
             5 => {
-                assert_eq!(map.set_advice(range, advice).is_ok(), model.full(range));
+                assert_eq!(map.advise(range, hint).is_ok(), model.full(range));
                 if model.full(range) {
                     model.change(range, |page| page.2 != advice, |page| page.2 = advice);
                 }

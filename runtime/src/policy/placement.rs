@@ -1,0 +1,116 @@
+//! Placement: whether a page that a device asks for is copied to it or mapped at home. A pure function.
+
+use crate::addr::Access;
+use crate::mm::advice::{Advice, Location};
+use crate::mm::pages::{DeviceNumber, PageState};
+use crate::mm::state::Placement;
+
+/// A page that a device wants, which can map home pages.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// The device.
+    pub device: DeviceNumber,
+    /// For what; nothing if nobody asked for it.
+    pub access: Option<Access>,
+    /// The page's state.
+    pub state: PageState,
+    /// Whether it is pinned at home.
+    pub pinned: bool,
+    /// The hints for it.
+    pub advice: Advice,
+    /// Whether it is being moved to the device because the program said so.
+    pub moving: bool,
+}
+
+/// Where the page is to be; `otherwise` is for pages of which nothing is said.
+pub fn placement(wanted: Wanted, otherwise: Placement) -> Placement {
+    let Wanted { device, access, state, pinned, advice, moving } = wanted;
+    let here = PageState::Device(device);
+    if advice.is_read_mostly() && access != Some(Access::Write) {
+        return Placement::Copy;
+    }
+    match advice.preferred() {
+        // Whoever fought over its granule meant a neighbour.
+        Some(Location::Device(preferred)) if preferred == device => return Placement::Copy,
+        Some(Location::Cpu) => return Placement::Remote,
+        Some(Location::Device(_)) | None if pinned => return Placement::Remote,
+        Some(Location::Device(_)) | None => {}
+    }
+    // What moved to the device stays there.
+    if advice.is_accessed_by(device) && state != here && !moving {
+        return Placement::Remote;
+    }
+    otherwise
+}
+
+/// Whether a granule that is fought over may be pinned at home.
+pub fn may_pin(advice: Advice) -> bool {
+    !matches!(advice.preferred(), Some(Location::Device(_)))
+}
+
+/// When pages go that may go: low first.
+pub fn eviction_rank(preferred: Option<Location>, device: DeviceNumber) -> u8 {
+    match preferred {
+        Some(Location::Cpu) => 0,
+        Some(Location::Device(preferred)) if preferred == device => 2,
+        Some(Location::Device(_)) | None => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mm::advice::Hint;
+
+    const HERE: DeviceNumber = DeviceNumber(0);
+    const THERE: DeviceNumber = DeviceNumber(1);
+
+    fn placed(hints: &[Hint], access: Access, state: PageState, pinned: bool) -> Placement {
+        let advice = hints.iter().fold(Advice::NONE, |advice, &hint| advice.with(hint));
+        let wanted = Wanted { device: HERE, access: Some(access), state, pinned, advice, moving: false };
+        let [copy, remote] = [Placement::Copy, Placement::Remote].map(|otherwise| placement(wanted, otherwise));
+        // Nothing is said: what is otherwise done is done. Told apart from an answer that happens to be the same.
+        if copy == remote { copy } else { panic!("undecided: {wanted:?}") }
+    }
+
+    #[test]
+    fn readers_of_what_is_mostly_read_have_copies_even_of_pinned_pages() {
+        let state = PageState::Remote;
+        assert_eq!(placed(&[Hint::ReadMostly(true)], Access::Read, state, true), Placement::Copy);
+        assert_eq!(placed(&[Hint::ReadMostly(true)], Access::Write, state, true), Placement::Remote);
+    }
+
+    #[test]
+    fn pages_are_where_they_should_be() {
+        let prefer = |location| [Hint::PreferredLocation(Some(location))];
+        let cpu = PageState::Cpu;
+        assert_eq!(placed(&prefer(Location::Cpu), Access::Write, cpu, false), Placement::Remote);
+        assert_eq!(placed(&prefer(Location::Device(HERE)), Access::Write, cpu, false), Placement::Copy);
+        assert_eq!(placed(&prefer(Location::Device(HERE)), Access::Write, cpu, true), Placement::Copy);
+        assert_eq!(placed(&prefer(Location::Device(THERE)), Access::Write, cpu, true), Placement::Remote);
+    }
+
+    #[test]
+    fn a_device_that_accesses_pages_maps_them_at_home_unless_they_came_to_it() {
+        let here = [Hint::AccessedBy(HERE, true)];
+        for state in [PageState::Cpu, PageState::Shared, PageState::Device(THERE)] {
+            assert_eq!(placed(&here, Access::Read, state, false), Placement::Remote);
+        }
+        let preferred = [here[0], Hint::PreferredLocation(Some(Location::Device(HERE)))];
+        assert_eq!(placed(&preferred, Access::Read, PageState::Cpu, false), Placement::Copy);
+    }
+
+    #[test]
+    #[should_panic = "undecided"]
+    fn of_pages_that_moved_to_the_device_nothing_is_said() {
+        placed(&[Hint::AccessedBy(HERE, true)], Access::Read, PageState::Device(HERE), false);
+    }
+
+    #[test]
+    fn those_that_prefer_the_cpu_go_first_and_those_that_prefer_the_device_last() {
+        let rank = |preferred| eviction_rank(preferred, HERE);
+        assert!(rank(Some(Location::Cpu)) < rank(None));
+        assert!(rank(None) < rank(Some(Location::Device(HERE))));
+        assert_eq!(rank(Some(Location::Device(THERE))), rank(None));
+    }
+}
