@@ -183,7 +183,7 @@ fn what_is_prefetched_while_a_kernel_runs_is_there_for_the_next() {
 fn pages_that_prefer_a_device_are_never_pinned_at_home() {
     let thrash = ThrashOptions { policy: ThrashPolicy::Full, ..ThrashOptions::default() };
     for prefers in [true, false] {
-        let svm = with(|builder| builder.fault_mode(FaultMode::Live).thrash(thrash.clone()));
+        let svm = with(|builder| builder.fault_mode(FaultMode::Live).thrash(thrash));
         let kernel = contend(&svm);
         // A granule of its own.
         let request = vksvm::MapRequest::new(16 * PAGE as u64, Permission::ReadWrite).align(16 * PAGE as u64);
