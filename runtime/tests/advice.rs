@@ -352,7 +352,7 @@ fn objects_may_straddle_a_border_that_only_advice_drew() {
             let mut pages = filled(svm, 8);
             svm.advise(&pages[2..4], Hint::Random(true)).unwrap();
             let body = |invocation: &mut SoftContext<'_>| {
-                let at = invocation.arguments::<u64>() + (invocation.global_id()[0] as u64 + 1) * PAGE as u64 - 8;
+                let at = invocation.arguments::<u64>() + (u64::from(invocation.global_id()[0]) + 1) * PAGE as u64 - 8;
                 let [a, b, c, d] = invocation.load::<[u32; 4]>(at);
                 invocation.store(at, [b, a, d, c]);
             };
