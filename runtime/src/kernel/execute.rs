@@ -13,7 +13,10 @@
 //! stored nothing is replayed.
 //!
 //! Progress (I7): what was serviced for the current list is not evicted, nor what it used. If frames run out all the same,
-//! the list is cut in half, in the end to one workgroup; if that does not fit, the launch fails and says so. If the CPU keeps taking
+//! the list is cut in half, in the end to one workgroup. If that does not fit, poisoned invocations may be why: what they guess from the
+//! zeros that they load, and what they mark as used, takes frames as well. So the workgroup is run again *strictly*: only what invocations
+//! asked for before they were poisoned is serviced, and kept. The first miss of a round is such a one, so each round is progress; if
+//! frames run out now, the workgroup itself needs more, and the launch fails and says so. If the CPU keeps taking
 //! pages away faster than a list can use them, the next round holds the address space's lock, which holds CPU faults off until
 //! the dispatch is done.
 
@@ -163,6 +166,8 @@ pub(crate) struct Executor {
     pub(super) work: Receiver<Work>,
     pub(super) jobs: VecDeque<Job>,
     pub(super) requests: VecDeque<Request>,
+    /// Whether what poisoned invocations guess is left alone.
+    strict: bool,
 }
 
 /// Words of a map with a bit for each of `count` slots.
@@ -251,6 +256,7 @@ impl Executor {
             work,
             jobs: VecDeque::new(),
             requests: VecDeque::new(),
+            strict: false,
         })
     }
 
@@ -351,7 +357,10 @@ impl Executor {
             }
             let length = list.len();
             let resized = self.mirror.resized();
-            match self.run_attempt(job, list)? {
+            let attempt = self.run_attempt(job, list);
+            let strict = self.strict;
+            self.be_strict(false);
+            match attempt? {
                 Attempt::Done => {
                     if fits != u32::MAX {
                         fits = length.max(fits / 2).saturating_mul(2);
@@ -369,6 +378,12 @@ impl Executor {
                         let bytes = PAGE_SIZE as u64;
                         return Err(self.device_failed(job, DeviceError::OutOfMemory { what: "frames", bytes }));
                     }
+                    if left == 1 && matches!(shortage, Shortage::Frames) && !strict {
+                        waiting.push(unfinished);
+                        self.service.unprotect();
+                        self.be_strict(true);
+                        continue;
+                    }
                     if left == 1 {
                         return Err(self.too_large(job, unfinished.id(0), shortage));
                     }
@@ -380,6 +395,12 @@ impl Executor {
             }
         }
         Ok(())
+    }
+
+    /// Whether poisoned invocations' guesses count from now on.
+    fn be_strict(&mut self, strict: bool) {
+        self.strict = strict;
+        self.service.be_strict(strict);
     }
 
     fn too_large(&self, job: &Job, workgroup: u32, shortage: Shortage) -> LaunchError {
@@ -445,7 +466,7 @@ impl Executor {
                 return Ok(Attempt::Short(list, Shortage::Bounce));
             }
             if short {
-                if harvested || !self.service.is_tight() {
+                if harvested || self.strict || !self.service.is_tight() {
                     return Ok(Attempt::Short(list, Shortage::Frames));
                 }
                 // The first time, what earlier launches used may still count as in use.
@@ -632,7 +653,11 @@ impl Executor {
     fn serve_entries(&mut self, job: &Job, late: Option<u32>, entries: &[FaultEntry]) -> Result<bool, LaunchError> {
         let views = &self.space.home().views;
         self.faults.clear();
-        for entry in entries {
+        if self.strict {
+            let guesses = entries.iter().filter(|entry| entry.flags & fault_flags::SPECULATIVE != 0);
+            self.service.abandon(guesses.filter_map(|entry| views.page_of(VirtAddr(entry.address))));
+        }
+        for entry in entries.iter().filter(|entry| !self.strict || entry.flags & fault_flags::SPECULATIVE == 0) {
             let access = if entry.flags & fault_flags::WRITE != 0 { Access::Write } else { Access::Read };
             if entry.flags & fault_flags::OUTSIDE != 0 {
                 return Err(self.fatal(job, entry, outside(entry.address)));

@@ -76,8 +76,9 @@ impl Service {
                     break;
                 }
                 renewed = true;
-                if !self.fill_queue(count, span) && self.live {
-                    // Kernels that run need only the pages of one access at a time: what they used before may go.
+                if !self.fill_queue(count, span) && (self.live || self.strict) {
+                    // Kernels that run need only the pages of one access at a time: what they used before may go. One that is run
+                    // strictly asks again for what it needs, and then it stays.
                     self.collect_uses();
                     self.fill_queue(count, span);
                 }
@@ -192,6 +193,11 @@ impl Service {
     /// The live dispatch has ended.
     pub fn end_live(&mut self) {
         self.live = false;
+    }
+
+    /// Whether from now on only what is asked for keeps its frames, and not what bears the marks of having been used.
+    pub fn be_strict(&mut self, strict: bool) {
+        self.strict = strict;
     }
 
     /// Keeps `pages` from being evicted until [`unprotect`](Self::unprotect).

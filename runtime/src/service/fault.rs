@@ -103,6 +103,8 @@ pub struct Service {
     pub(super) eviction: Eviction,
     /// Whether kernels run meanwhile.
     pub(super) live: bool,
+    /// Whether marks of use do not keep a page from being evicted.
+    pub(super) strict: bool,
     /// What others are told when they must let go: `Migrate`, or `Exclusive`, then even if they have nothing.
     pub(crate) taking: Event,
     /// Whether pages are mapped that nobody asked for.
@@ -169,6 +171,7 @@ impl Service {
             filling: false,
             eviction: Eviction::default(),
             live: false,
+            strict: false,
             access: Vec::new(),
             actions: Vec::new(),
             copies: CopyList::default(),

@@ -20,7 +20,7 @@ use rand::{Rng, SeedableRng};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use types::Memory;
-use vksvm::{FaultMode, LaunchError, Svm, SvmVec};
+use vksvm::{FaultMode, Svm, SvmVec};
 use vksvm_tests::{Fixture, with};
 
 /// How long a failing program is made smaller.
@@ -84,8 +84,8 @@ struct How {
     tight: bool,
 }
 
-/// Runs a program cold and warm; says what went wrong.
-fn run(svm: &Svm, program: &Program, random: &SmallRng) -> Result<(), String> {
+/// Runs a program cold and warm, if `tight` with no more frames than the workgroup that needs most; says what went wrong.
+fn run(svm: &Svm, program: &Program, random: &SmallRng, tight: bool) -> Result<(), String> {
     let types = &program.types;
     let mut buffers = Buffers {
         source: buffer(svm, types.buffer_bytes(0..types.destination())),
@@ -101,10 +101,14 @@ fn run(svm: &Svm, program: &Program, random: &SmallRng) -> Result<(), String> {
     random.clone().fill(&mut world.counters.bytes[..]);
     bytemuck::cast_slice_mut(&mut buffers.source[..]).copy_from_slice(&world.source.bytes);
     let expected = match interpret::run(program, world.clone()) {
-        Ok(run) => run.world,
+        Ok(run) => run,
         Err(Unusable::Long) => return Ok(()),
         Err(Unusable::Wild(what)) => panic!("the generator made a program that goes astray: {what}\n{program:#?}"),
     };
+    let interpret::Run { world: expected, pages } = expected;
+    if tight {
+        svm.set_budget(pages.max(1) as u64 * 4096);
+    }
     let words = emit::emit(program);
     // SAFETY: the interpreter has shown that the program stays inside its buffers.
     let kernel = unsafe { svm.kernel("random", &bytes_of(&words)) }.map_err(|error| error.to_string())?;
@@ -119,10 +123,7 @@ fn run(svm: &Svm, program: &Program, random: &SmallRng) -> Result<(), String> {
         // A block ends at the alignment of its members.
         let launch = launch.value(world.counters.base).value(program.count);
         let launch = if kernel.module().argument_bytes.is_multiple_of(8) { launch.value(0u32) } else { launch };
-        launch.run().map_err(|error| match error {
-            LaunchError::OutOfFrames { .. } => format!("{temperature}: {OUT_OF_FRAMES} {error}"),
-            error => format!("{temperature}: {error}"),
-        })?;
+        launch.run().map_err(|error| format!("{temperature}: {error}"))?;
         for (name, buffer, expected) in [
             ("source", &buffers.source, &expected.source),
             ("destination", &buffers.destination, &expected.destination),
@@ -138,9 +139,6 @@ fn run(svm: &Svm, program: &Program, random: &SmallRng) -> Result<(), String> {
     Ok(())
 }
 
-/// Marks a launch that was refused for want of frames.
-const OUT_OF_FRAMES: &str = "OUT OF FRAMES";
-
 /// Runtimes for the programs to come: one for each mode with room; those with few frames are opened for each program.
 struct Runtimes {
     roomy: Vec<(FaultMode, Fixture)>,
@@ -153,38 +151,12 @@ impl Runtimes {
 
     fn run(&self, how: How, program: &Program, random: &SmallRng) -> Result<(), String> {
         if how.tight {
-            // What poisoned invocations guess can take frames that the workgroup itself would have room in: the launch is then refused, which
-            // is a known weak spot and no wrong result. With twice as many it is tried again.
-            let fewest = frames(program, random);
-            let mut result = Ok(());
-            for frames in [fewest, 2 * fewest, 4 * fewest] {
-                let svm = with(|builder| builder.fault_mode(how.mode).frames(frames));
-                result = run(&svm, program, random).map_err(|error| format!("{error} (with {frames} frames)"));
-                match &result {
-                    Err(error) if error.contains(OUT_OF_FRAMES) => println!("{error}"),
-                    _ => break,
-                }
-            }
-            return result;
+            let svm = with(|builder| builder.fault_mode(how.mode));
+            return run(&svm, program, random, true);
         }
         let svm = self.roomy.iter().find(|(mode, _)| *mode == how.mode).map(|(_, svm)| svm);
-        run(svm.expect("open for every mode"), program, random)
+        run(svm.expect("open for every mode"), program, random, false)
     }
-}
-
-/// As many frames as the pages that one workgroup needs at most.
-fn frames(program: &Program, random: &SmallRng) -> u32 {
-    let types = &program.types;
-    let at = |base: u64, bytes: usize| Memory { base, bytes: vec![0; bytes.next_multiple_of(16)] };
-    // Where the heap's large allocations lie: at the start of a page.
-    let mut world = World {
-        source: at(1 << 30, types.buffer_bytes(0..types.destination())),
-        destination: at(2 << 30, types.buffer_bytes(types.destination()..types.nodes.len())),
-        counters: at(3 << 30, (COUNTERS * COUNTER_STRIDE) as usize),
-    };
-    types.fill(&mut random.clone(), &mut world.source, &mut world.destination);
-    let pages = interpret::run(program, world).map_or(0, |run| run.pages);
-    pages as u32 + 6
 }
 
 /// Makes a failing program smaller while it still fails.
