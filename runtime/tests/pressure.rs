@@ -251,3 +251,37 @@ fn dirty_data_survives_any_order_of_eviction_invalidation_and_unmap() {
         },
     );
 }
+
+#[test]
+fn a_guessed_store_to_a_page_that_may_only_be_read_is_no_error() {
+    with_each_tracker(
+        |builder| builder,
+        |svm| {
+            let body = |invocation: &mut SoftContext<'_>| {
+                let [shut, index, out] = invocation.arguments::<[u64; 3]>();
+                if invocation.local_id()[0] == 0 {
+                    let seen = invocation.load::<u32>(shut);
+                    invocation.store(out, seen);
+                } else {
+                    // Poisoned, it reads zero and takes the wrong way.
+                    let to = if invocation.load::<u32>(index) == 0 { shut } else { out + 4 };
+                    invocation.store(to, 9u32);
+                }
+            };
+            // SAFETY: it reads two pages and writes the third.
+            let kernel = unsafe { svm.soft_kernel("guess", [2, 1, 1], 24, body) }.unwrap();
+            let mut parts: Vec<Mapping> =
+                (0..3).map(|_| svm.map(PAGE as usize, Permission::ReadWrite).unwrap()).collect();
+            parts[0].as_mut_slice().unwrap()[0] = 7;
+            parts[1].as_mut_slice().unwrap()[0] = 1;
+            parts[0].protect(0..PAGE as usize, Permission::ReadOnly).unwrap();
+            // SAFETY: the mappings outlive the launch.
+            let launch = unsafe {
+                let launch = kernel.launch([1, 1, 1]).pointer(parts[0].as_ptr()).pointer(parts[1].as_ptr());
+                launch.pointer(parts[2].as_ptr())
+            };
+            launch.run().unwrap();
+            assert_eq!((parts[2].as_slice()[0], parts[2].as_slice()[4], parts[0].as_slice()[0]), (7, 9, 7));
+        },
+    );
+}

@@ -685,15 +685,16 @@ impl Executor {
         self.hold(entries, &served.held);
         if !served.refused.is_empty() {
             // Guesses of poisoned invocations may miss everything; only a real access is an error.
-            let real = entries.iter().find(|entry| {
-                entry.flags & fault_flags::SPECULATIVE == 0
-                    && views_page(&self.space, entry.address).is_some_and(|page| served.refused.contains(&page))
-            });
-            if let Some(entry) = real {
-                let page = views_page(&self.space, entry.address);
-                let vma = page.and_then(|page| self.space.vmas().read().find(page).cloned());
-                let reason = match vma {
-                    Some(vma) if vma.permission() == Permission::ReadOnly => FaultReason::ReadOnly,
+            let real = entries.iter().filter(|entry| entry.flags & fault_flags::SPECULATIVE == 0);
+            for entry in real {
+                let Some(page) = views_page(&self.space, entry.address).filter(|page| served.refused.contains(page))
+                else {
+                    continue;
+                };
+                let reason = match self.space.vmas().read().find(page).map(|vma| vma.permission()) {
+                    // Somebody guessed that it would store to what this one reads.
+                    Some(Permission::ReadOnly) if entry.flags & fault_flags::WRITE == 0 => continue,
+                    Some(Permission::ReadOnly) => FaultReason::ReadOnly,
                     _ => FaultReason::Unmapped,
                 };
                 return Err(self.fatal(job, entry, reason));

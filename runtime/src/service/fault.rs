@@ -80,7 +80,7 @@ impl From<OutOfTime> for ServiceError {
 pub struct Served {
     /// Entries that named a page already named.
     pub duplicates: usize,
-    /// Pages that no VMA covers, or that may not be written: the faults cannot be served.
+    /// Pages that no VMA covers, whose faults cannot be served, or that may not be written, which are served for reading.
     pub refused: HashSet<PageIndex>,
     /// Pages that found no frame.
     pub short: usize,
@@ -291,7 +291,7 @@ impl Service {
         }
     }
 
-    fn split_by_vma(&self, faults: &[PageFault], list: &mut Vec<Part>, served: &mut Served) {
+    fn split_by_vma(&self, faults: &mut [PageFault], list: &mut Vec<Part>, served: &mut Served) {
         let vmas = self.space.vmas().read();
         let mut refused = Vec::new();
         let mut at = 0;
@@ -305,15 +305,11 @@ impl Service {
             let part = |span| Part { span, vma: vma.clone(), ends: false };
             let fill = self.prefetch && !self.tight && !vma.advice().is_random();
             if vma.permission() == Permission::ReadOnly {
-                let mut from = at;
-                for (index, fault) in faults.iter().enumerate().take(end).skip(at) {
-                    if fault.access == Access::Write {
-                        refused.push(fault.page);
-                        list.extend(spans(&faults[from..index], from, vma.range, false).map(part));
-                        from = index + 1;
-                    }
+                // Who asked first may have been guessing, and others wait for the same page to read it.
+                for fault in faults[at..end].iter_mut().filter(|fault| fault.access == Access::Write) {
+                    refused.push(fault.page);
+                    fault.access = Access::Read;
                 }
-                at = from;
             }
             list.extend(spans(&faults[at..end], at, vma.range, fill).map(part));
             at = end;
