@@ -15,7 +15,8 @@ struct Op {
     value: u32,
 }
 
-fn setting(name: &str) -> Option<u64> {
+/// A setting of the fuzz, from the environment.
+pub(crate) fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 

@@ -13,3 +13,4 @@ mod remote;
 mod rewrite;
 mod thrash;
 mod trap;
+mod versions;
