@@ -11,6 +11,7 @@ mod plain;
 mod pressure;
 mod remote;
 mod rewrite;
+mod storm;
 mod thrash;
 mod trap;
 mod versions;
