@@ -316,11 +316,9 @@ fn run(seed: u64, mode: FaultMode, frames: u32, policy: ThrashPolicy, until: Ins
         let deal = Deal::new(&mut rng, &words, &versions);
         versions.copy_from_slice(&deal.versions);
         for (i, job) in jobs.iter_mut().enumerate() {
-            for w in 0..WATCHED {
-                let place = Place(rng.random_range(0..words.addresses.len()));
-                (job.watched[w], watched[i][w]) = (words.addresses[place.0], place);
-                job.newest[w] = versions[place.0];
-            }
+            watched[i] = std::array::from_fn(|_| Place(rng.random_range(0..words.addresses.len())));
+            job.watched = watched[i].map(|place| words.addresses[place.0]);
+            job.newest = watched[i].map(|place| versions[place.0]);
             job.watched[WATCHED - 1] = MAY_BE_ZERO | (loose_start + (i % LOOSE * PAGE) as u64);
             job.newest[WATCHED - 1] = 0;
             let pair = i / THREADS % PAIRS;
