@@ -18,7 +18,7 @@
 //! side, which holds all of these off.
 
 use super::advice::Followed;
-use super::batch::{Batch, Part, Room, batch_length, count_of, still_there};
+use super::batch::{Batch, Part, Room, batch_length, still_there};
 use super::coalesce::{PageFault, deduplicate, spans};
 use super::contents::Contents;
 use super::evict::Eviction;
@@ -43,9 +43,6 @@ use std::time::{Duration, Instant};
 
 /// How long a span may collide before the service gives up. Far beyond what a working system needs.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Pages from which on a second thread is worth starting: it costs some ten microseconds.
-const SHARE_PAGES: usize = 256;
 
 /// A span could not be serviced for a reason that is nobody's fault but the system's.
 #[derive(Debug, thiserror::Error)]
@@ -229,9 +226,10 @@ impl Service {
         if !self.tight {
             // What only this thread knows matters while frames are short or kernels run.
             let alone = self.live || self.filling || self.taking != Event::Migrate;
-            let enough = count_of(parts) >= SHARE_PAGES && !alone;
+            // Starting a thread costs some ten microseconds, or a scheduler's tick where processors are busy: not for a single batch.
+            let several = batch_length(parts) < parts.len() && !alone;
             let queue = Mutex::new(&mut *parts);
-            let helper = if enough { self.helper.take() } else { None };
+            let helper = if several { self.helper.take() } else { None };
             match helper {
                 Some(mut helper) => {
                     helper.contents.forget();
