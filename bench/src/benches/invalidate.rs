@@ -1,7 +1,9 @@
 //! `invalidate`: the CPU takes pages back from the device.
 //!
-//! Peers: the same tracker with a handler that only opens the page, on memory that no device knows.
+//! Peers: userfaultfd by hand, on memory that no device knows; where the runtime catches signals instead, the same tracker with a
+//! handler that only opens the page.
 
+use super::expert::Expert;
 use super::memory::Memcpy;
 use crate::harness::{Samples, Suite, Wanted, seconds};
 use crate::kernels::{STREAM_GROUP, WALK_GROUP, idempotent};
@@ -42,7 +44,7 @@ fn write_to_shared(suite: &mut Suite, svm: &Svm) -> Result<()> {
     let mut data = heap.vec_from_slice(&vec![1u32; pages * WORDS])?;
     let list = heap.vec_from_slice(&(0..pages as u32).collect::<Vec<_>>())?;
     let mut out = heap.vec_from_slice(&vec![0u32; pages])?;
-    let mut bare = Bare::new(pages, svm.info().tracker)?;
+    let mut bare = Peer::new(pages, svm.info().tracker)?;
     let order = scattered(pages);
     let samples = suite.interleave("CPU write to a shared page", ROUNDS, 2, |which| {
         if which == 1 {
@@ -66,7 +68,7 @@ fn read_of_dirty(suite: &mut Suite, svm: &Svm) -> Result<()> {
     let pages = FAULTS * 64;
     let kernel = idempotent(svm, "fill", spirv!("fill"))?;
     let mut data = svm.heap().vec_from_slice(&vec![1u32; pages * WORDS])?;
-    let mut bare = Bare::new(pages, svm.info().tracker)?;
+    let mut bare = Peer::new(pages, svm.info().tracker)?;
     let order = scattered(pages);
     let mut seed = 0u32;
     let n = (pages * WORDS) as u32;
@@ -111,6 +113,28 @@ fn scan(suite: &mut Suite, svm: &Svm) -> Result<()> {
     row.limited_by("memcpy", &samples[1], &samples[0]).wanted(Wanted::LimitAtLeast(0.5));
     suite.row(&case, "CPU faults", "", &Samples(faults.split_off(1)));
     Ok(())
+}
+
+/// Who only takes faults.
+enum Peer {
+    Expert(Expert),
+    Tracker(Bare),
+}
+
+impl Peer {
+    fn new(pages: usize, kind: TrackerKind) -> Result<Self> {
+        Ok(match kind {
+            TrackerKind::Userfaultfd => Self::Expert(Expert::new(pages)?),
+            TrackerKind::Sigsegv => Self::Tracker(Bare::new(pages, kind)?),
+        })
+    }
+
+    fn faults(&mut self, order: &[usize], access: Access) -> Result<f64> {
+        match self {
+            Self::Expert(expert) => expert.faults(order, access),
+            Self::Tracker(bare) => bare.faults(order, access),
+        }
+    }
 }
 
 /// Memory that a tracker watches for nobody.

@@ -2,6 +2,7 @@
 
 mod coalesce;
 mod cold;
+mod expert;
 mod fault;
 mod hmm;
 mod invalidate;
