@@ -5,7 +5,7 @@ use crate::cache::Cache;
 use crate::device::soft::{SoftContext, SoftDevice, SoftOptions};
 use crate::device::vulkan::{CopyPath, VulkanDevice, VulkanOptions};
 use crate::device::{Device, DeviceError, FrameUse, LiveUnit, layout};
-use crate::hmm::{Mirror, PageEntry, read_pages};
+use crate::hmm::{Clock, Mirror, PageEntry, RealClock, read_pages};
 use crate::kernel::execute::{Executor, ExecutorOptions};
 use crate::kernel::requests::Work;
 use crate::kernel::{Kernel, KernelError, KernelModule, Scope};
@@ -77,12 +77,23 @@ pub struct Builder {
     poll_limit: Option<u32>,
     time_limit: Option<Duration>,
     thrash: Option<ThrashOptions>,
+    thrash_clock: Option<GivenClock>,
     cache: Option<Option<PathBuf>>,
     count_translations: bool,
     trap_untranslated: bool,
     trace_uses: bool,
     other: Option<OtherDevice>,
     shared: Option<SharedHeap>,
+}
+
+/// A clock that is not the system's.
+#[derive(Clone)]
+struct GivenClock(Arc<dyn Clock>);
+
+impl fmt::Debug for GivenClock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a clock that shows {:?}", self.0.now())
+    }
 }
 
 /// A device that is not chosen among Vulkan's.
@@ -282,6 +293,14 @@ impl Builder {
         self
     }
 
+    /// The clock that the thrash policy goes by, so that tests and simulations need not depend on how fast a machine is. Default: the
+    /// system's monotonic clock. Holds for the heap.
+    #[must_use]
+    pub fn thrash_clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.thrash_clock = Some(GivenClock(clock));
+        self
+    }
+
     /// Keeps what the driver made of kernels in this folder between runs; `None` keeps nothing. Environment:
     /// `VKSVM_CACHE`, a folder or `0`. Default: `vksvm/kernels` in the user's cache folder. At most 256 MiB; damaged files count as absent.
     #[must_use]
@@ -365,7 +384,11 @@ impl Builder {
         // view are the heap's to give out, and their holders' accesses are resolved by the address space.
         let tracker = unsafe { track::choose(kind, views.views(), &track::TrackerOptions::default()) }?;
         let thrash = self.thrash.map_or_else(thrash_from_environment, Ok)?;
-        let space = AddressSpace::new(views, tracker, counters.clone(), thrash)?;
+        let clock = self
+            .thrash_clock
+            .as_ref()
+            .map_or_else(|| Arc::new(RealClock::new()) as Arc<dyn Clock>, |given| given.0.clone());
+        let space = AddressSpace::new(views, tracker, counters.clone(), thrash, clock)?;
         Ok(SharedHeap { heap: Heap::new(space.clone()), space })
     }
 }

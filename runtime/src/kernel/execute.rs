@@ -42,7 +42,7 @@ use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Most workgroups of one slice: bounds the work list and the replay map.
 const MAX_SLICE: u32 = 1 << 18;
@@ -159,7 +159,7 @@ pub(crate) struct Executor {
     /// Kernels whose needs are not guessed; see `parts.rs`.
     pub(super) unguessable: HashSet<u32>,
     /// Faults to be served later, and when: somebody else is to keep their pages for a while.
-    pub(super) held: Vec<(Instant, FaultEntry)>,
+    pub(super) held: Vec<(Duration, FaultEntry)>,
     /// Whether faults may be held.
     pub(super) throttle: bool,
     /// What the program sends, and what of it was received and not done yet.

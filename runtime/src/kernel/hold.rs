@@ -7,7 +7,7 @@ use super::error::LaunchError;
 use super::execute::{Executor, Job};
 use crate::addr::{PageIndex, VirtAddr};
 use crate::device::layout::FaultEntry;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 impl Executor {
     /// Puts those of `entries` aside whose pages are to wait. `held` is sorted by page.
@@ -15,7 +15,7 @@ impl Executor {
         if held.is_empty() {
             return;
         }
-        let now = Instant::now();
+        let now = self.space.thrash().now();
         for entry in entries {
             let Some(page) = self.space.home().views.page_of(VirtAddr(entry.address)) else { continue };
             if let Ok(at) = held.binary_search_by_key(&page, |&(page, _)| page) {
@@ -29,7 +29,7 @@ impl Executor {
         if self.held.is_empty() {
             return 0;
         }
-        let now = Instant::now();
+        let now = self.space.thrash().now();
         let before = self.entries.len();
         let entries = &mut self.entries;
         self.held.retain(|(due, entry)| {
@@ -47,7 +47,7 @@ impl Executor {
     pub(super) fn serve_held(&mut self, job: &Job) -> Result<bool, LaunchError> {
         let mut short = false;
         while let Some(due) = self.held.iter().map(|&(due, _)| due).min() {
-            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            std::thread::sleep(self.space.thrash().nap(due));
             if self.take_due() > 0 {
                 short |= self.serve(job, None)?;
             }

@@ -24,7 +24,7 @@ use super::thrash::ThrashWatch;
 use super::views::OwnedViews;
 use super::vma::{Permission, VmaAttributes, VmaMap};
 use crate::addr::{Access, PAGE_SIZE, PageIndex, PageRange, VirtAddr};
-use crate::hmm::{Blocking, Event, InvalidateError, Notifiers};
+use crate::hmm::{Blocking, Clock, Event, InvalidateError, Notifiers};
 use crate::observe::Counters;
 use crate::policy::thrash::Verdict;
 use crate::policy::{MAX_WINDOW, Readahead, ThrashOptions, may_pin};
@@ -111,12 +111,14 @@ impl FaultHandler for CpuFaults {
 }
 
 impl AddressSpace {
-    /// An address space over `views`, whose app view `tracker` watches, and whose granules `thrash` is for. Starts the tracker.
+    /// An address space over `views`, whose app view `tracker` watches, and whose granules `thrash` is for, going by `clock`. Starts the
+    /// tracker.
     pub fn new(
         views: OwnedViews,
         tracker: Arc<dyn Tracker>,
         counters: Arc<Counters>,
         thrash: ThrashOptions,
+        clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, TrackError> {
         let pages = views.pages();
         let no_room = |source| TrackError {
@@ -127,7 +129,7 @@ impl AddressSpace {
         };
         let records = PageRecords::new(pages).map_err(no_room)?;
         let home = Arc::new(Home { views, pages: records });
-        let thrash = ThrashWatch::new(home.clone(), thrash, counters.clone()).map_err(no_room)?;
+        let thrash = ThrashWatch::new(home.clone(), thrash, clock, counters.clone()).map_err(no_room)?;
         let space = Arc::new(Self {
             home,
             tracker: tracker.clone(),

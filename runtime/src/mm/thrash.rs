@@ -12,7 +12,7 @@
 use super::pages::{DeviceNumber, PageState};
 use super::space::Home;
 use crate::addr::{GRANULE_PAGES, PageIndex, PageRange};
-use crate::hmm::{Clock, RealClock};
+use crate::hmm::Clock;
 use crate::observe::Counters;
 use crate::policy::Granule;
 use crate::policy::thrash::{Decision, GranuleRecord, Side, ThrashOptions, ThrashPolicy, Verdict};
@@ -29,7 +29,7 @@ const EVICTIONS: usize = 4096;
 /// The granules' records.
 pub struct ThrashWatch {
     options: ThrashOptions,
-    clock: RealClock,
+    clock: Arc<dyn Clock>,
     counters: Arc<Counters>,
     home: Arc<Home>,
     records: NonNull<AtomicU64>,
@@ -58,7 +58,12 @@ unsafe impl Sync for ThrashWatch {}
 
 impl ThrashWatch {
     /// Records for a heap: anonymous memory that costs nothing until a granule is fought over.
-    pub(super) fn new(home: Arc<Home>, options: ThrashOptions, counters: Arc<Counters>) -> std::io::Result<Self> {
+    pub(super) fn new(
+        home: Arc<Home>,
+        options: ThrashOptions,
+        clock: Arc<dyn Clock>,
+        counters: Arc<Counters>,
+    ) -> std::io::Result<Self> {
         let granules = home.views.pages().div_ceil(GRANULE_PAGES);
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
         let records = unsafe {
@@ -72,7 +77,7 @@ impl ThrashWatch {
         let records = NonNull::new(records.cast()).ok_or_else(|| std::io::Error::other("mmap returned null"))?;
         Ok(Self {
             options,
-            clock: RealClock::new(),
+            clock,
             counters,
             home,
             records,
@@ -111,8 +116,17 @@ impl ThrashWatch {
 
     /// The time on the watch's clock.
     pub(crate) fn now(&self) -> Duration {
-        // Zero is where records start; the first touch must not look like one just after another.
-        self.clock.now() + self.options.quiet * 2
+        self.clock.now() + self.origin()
+    }
+
+    /// What the records' time is ahead of the clock. Zero is where records start; the first touch must not look like one just after another.
+    pub fn origin(&self) -> Duration {
+        self.options.quiet * 2
+    }
+
+    /// How long, in real time, to sleep until `due` on the watch's clock, or before it is looked at again.
+    pub(crate) fn nap(&self, due: Duration) -> Duration {
+        self.clock.nap(due.saturating_sub(self.now()))
     }
 
     /// A launch begins on `device`.

@@ -1,7 +1,13 @@
 //! CPU and kernels on the same pages at the same time: nothing is lost, nobody starves, whatever the policy.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+use vksvm::addr::VirtAddr;
+use vksvm::hmm::{Clock, ManualClock};
+use vksvm::mm::ops::Span;
+use vksvm::policy::Granule;
+use vksvm::policy::thrash::{Side, Verdict};
 use vksvm::{FaultMode, Kernel, Mapping, Permission, Stats, Svm, ThrashOptions, ThrashPolicy};
 use vksvm_tests::{spirv, with};
 
@@ -23,137 +29,122 @@ fn kernel(svm: &Svm) -> Kernel {
     unsafe { svm.kernel("contend", spirv!("contend")) }.unwrap()
 }
 
-/// How far both were at a moment.
-#[derive(Clone, Copy)]
-struct Sample {
-    at: Duration,
-    cpu: u32,
-    device: u32,
-    /// How long those who take part were ready to run and had no processor.
-    delay: Duration,
-}
+/// What the test's clock shows more with each tick.
+const TICK: Duration = Duration::from_micros(200);
+/// Where on the mapping the words are that say which tick it is and which the kernel has done: granules away from those fought over.
+const TICKS: usize = 1 << 17;
+const END: u32 = u32::MAX;
 
-/// How long the threads that take part, this one, the driver's and the runtime's, have waited for a processor.
-fn delay() -> Duration {
-    let read = |task: std::path::PathBuf| {
-        let text = std::fs::read_to_string(task.join("schedstat")).ok()?;
-        text.split_whitespace().nth(1)?.parse().ok().map(Duration::from_nanos)
-    };
-    let takes_part = |task: &std::path::PathBuf| {
-        let name = std::fs::read_to_string(task.join("comm"));
-        name.is_ok_and(|name| ["llvmpipe", "vksvm-"].iter().any(|start| name.starts_with(start)))
-    };
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap().filter_map(|task| Some(task.ok()?.path()));
-    tasks.filter(takes_part).filter_map(read).sum::<Duration>() + read("/proc/thread-self".into()).unwrap_or_default()
-}
+/// Additions of CPU and kernel so far, tick by tick.
+type Progress = Vec<[u32; 2]>;
 
-/// What the kernel does between two additions: about a microsecond.
-const WORK: u32 = 500;
-
-/// A kernel and this thread add to words of their own on one page, the thread once each `period`. The thread looks at both words
-/// whenever it has the page.
-fn contend(svm: &Svm, time: Duration, period: Duration) -> (Vec<Sample>, Stats) {
-    let (words, stop) = (svm.map(PAGE, Permission::ReadWrite).unwrap(), svm.map(PAGE, Permission::ReadWrite).unwrap());
-    let results = svm.map(PAGE, Permission::ReadWrite).unwrap();
-    let contend = kernel(svm);
+/// A kernel and a CPU thread fight over a page, each adding to a word of its own once in each tick in which it gets the page. The policy goes
+/// by a clock that moves from tick to tick, which ends when each side has made its addition or is, as the policy has it, to wait for the
+/// other's residency to end. So what a side gets depends on what the policy decides and on its being done, and not on who has a processor when.
+fn fight(policy: ThrashPolicy, ticks: u32) -> (Progress, Stats) {
+    let clock = Arc::new(ManualClock::new());
+    let svm = with(|builder| {
+        let builder = builder.fault_mode(FaultMode::Live).poll_limit(u32::MAX);
+        builder.thrash(options(policy)).thrash_clock(clock.clone())
+    });
+    let words = svm.map(2 * TICKS, Permission::ReadWrite).unwrap();
+    let space = svm.address_space();
+    space.pin_home(Span { start: VirtAddr(words.start().0 + TICKS as u64), bytes: PAGE as u64 }).unwrap();
+    // SAFETY: it is launched with words that both sides access atomically.
+    let kernel = unsafe { svm.kernel("ticks", spirv!("ticks")) }.unwrap();
+    let (tick, kernels) = (word(&words, TICKS), word(&words, TICKS + 64));
+    tick.store(0, Ordering::Relaxed);
+    kernels.store(0, Ordering::Relaxed);
+    let granule = Granule::of(space.home().views.page_of(words.start()).unwrap());
+    let cpus = AtomicU32::new(0);
     let before = svm.stats();
-    let launch = contend.launch([1, 1, 1]);
-    // SAFETY: the mappings outlive the launch, which is waited for below.
-    let launch = unsafe { launch.pointer(words.as_ptr()).pointer(stop.as_ptr()).pointer(results.as_ptr()) };
-    let launch = launch.value(PAGE as u32).value(1u32).value(u32::MAX).value(WORK);
+    // SAFETY: the mapping outlives the launch, which is waited for below.
+    let launch = unsafe { kernel.launch([1, 1, 1]).pointer(words.as_ptr()).pointer(words.as_ptr().add(TICKS)) };
     // SAFETY: as above.
     let running = unsafe { launch.submit_unscoped() }.unwrap();
-    while word(&words, 0).load(Ordering::Relaxed) == 0 && !running.is_done() {
-        std::thread::sleep(Duration::from_micros(200));
-    }
-    let mut samples: Vec<Sample> = Vec::new();
-    let start = Instant::now();
-    let cpu = loop {
-        let cpu = word(&words, 64).fetch_add(1, Ordering::Relaxed) + 1;
-        let device = word(&words, 0).load(Ordering::Relaxed);
-        let at = start.elapsed();
-        if samples.last().is_none_or(|last| at - last.at > Duration::from_millis(1)) {
-            samples.push(Sample { at, cpu, device, delay: delay() });
+    let mut progress = vec![[0; 2]];
+    let mut late = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut last = 0;
+            while last != END {
+                let now = tick.load(Ordering::Acquire);
+                if now != last && now != END {
+                    word(&words, 64).fetch_add(1, Ordering::Relaxed);
+                    cpus.store(now, Ordering::Release);
+                }
+                last = now;
+                std::thread::yield_now();
+            }
+        });
+        let mut counts = [0u32; 2];
+        for now in 1..=ticks {
+            clock.advance(TICK);
+            tick.store(now, Ordering::Release);
+            let start = Instant::now();
+            for (side, done, count) in [(Side::CPU, &cpus, 0), (Side::device(0), kernels, 1)] {
+                let is_done = || done.load(Ordering::Acquire) == now;
+                // The first time, kernels are compiled.
+                let patience = if now == 1 { 30 * PATIENCE } else { PATIENCE };
+                while !is_done() && !is_held(&svm, granule, side, clock.now()) {
+                    std::thread::yield_now();
+                    if start.elapsed() > patience || running.is_done() {
+                        late.push((side, now));
+                        break;
+                    }
+                }
+                counts[count] += u32::from(is_done());
+            }
+            progress.push(counts);
+            if late.len() > MOST_LATE {
+                break;
+            }
         }
-        if at >= time {
-            break cpu;
-        }
-        while start.elapsed() < at + period {
-            std::hint::spin_loop();
-        }
-    };
-    word(&stop, 0).store(1, Ordering::Relaxed);
+        clock.advance(Duration::from_secs(1));
+        tick.store(END, Ordering::Release);
+    });
     running.wait().unwrap();
-    let count = word(&results, 0).load(Ordering::Relaxed);
-    assert_eq!(word(&words, 0).load(Ordering::Relaxed), count, "the kernel's additions");
-    assert_eq!(word(&words, 64).load(Ordering::Relaxed), cpu, "the CPU's additions");
-    (samples, svm.stats().since(&before))
+    assert!(late.len() <= MOST_LATE, "{policy:?}: who does not get what it may have, and when: {late:?}");
+    (progress, svm.stats().since(&before))
 }
 
-/// How long the kernel needs for an addition that nobody disturbs.
-fn pace(svm: &Svm) -> Duration {
-    let (words, stop) = (svm.map(PAGE, Permission::ReadWrite).unwrap(), svm.map(PAGE, Permission::ReadWrite).unwrap());
-    let results = svm.map(PAGE, Permission::ReadWrite).unwrap();
-    let contend = kernel(svm);
-    let mut best = Duration::MAX;
-    for _ in 0..5 {
-        let count = 20_000u32;
-        let launch = contend.launch([1, 1, 1]);
-        // SAFETY: the mappings outlive the launch.
-        let launch = unsafe { launch.pointer(words.as_ptr()).pointer(stop.as_ptr()).pointer(results.as_ptr()) };
-        let start = Instant::now();
-        launch.value(PAGE as u32).value(1u32).value(count).value(WORK).run().unwrap();
-        best = best.min(start.elapsed() / count);
-    }
-    best
+/// How long a side may need, in real time, to make an addition that nothing keeps it from: far more than it does. Then the clock moves on, and the
+/// tick is lost to it.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Ticks lost so, of all, that a machine may have excuses for.
+const MOST_LATE: usize = 10;
+
+/// Whether the policy has `side` wait for `granule`.
+fn is_held(svm: &Svm, granule: Granule, side: Side, now: Duration) -> bool {
+    let thrash = svm.address_space().thrash();
+    let options = thrash.options();
+    let record = thrash.granule(granule);
+    let decision = options.touch(record, side, now + thrash.origin(), true, false, granule.0);
+    matches!(decision.verdict, Verdict::Wait(_))
 }
 
-/// The smallest share of the other's progress that a side made in any tenth of a second, in which those who take part waited for a
-/// processor for less than a quarter of the time: else, it is the machine's doing. And how many tenths were looked at.
-fn worst(samples: &[Sample]) -> (f64, usize) {
-    const WINDOW: Duration = Duration::from_millis(100);
-    let (mut worst, mut judged) = (1.0f64, 0);
-    for (index, from) in samples.iter().enumerate() {
-        let Some(to) = samples[index..].iter().find(|to| to.at - from.at >= WINDOW) else { break };
-        if to.delay.saturating_sub(from.delay) > (to.at - from.at) / 4 {
-            continue;
-        }
-        judged += 1;
-        let (cpu, device) = (f64::from(to.cpu - from.cpu), f64::from(to.device - from.device));
-        // A gap in the samples is a CPU that starved: its progress is what it made in a tenth of a second.
-        let share = WINDOW.as_secs_f64() / (to.at - from.at).as_secs_f64();
-        worst = worst.min((cpu * share / device).min(device / cpu));
-    }
-    (worst, judged)
+/// The smallest share of the other's progress that a side made in any tenth of a second on the policy's clock.
+fn worst(progress: &[[u32; 2]]) -> f64 {
+    let window = (Duration::from_millis(100).as_micros() / TICK.as_micros()) as usize;
+    let shares = progress.windows(window + 1).map(|span| {
+        let made = |side: usize| f64::from(span[window][side] - span[0][side]);
+        (made(0) / made(1)).min(made(1) / made(0))
+    });
+    shares.fold(1.0, f64::min)
 }
 
 #[test]
 fn in_any_tenth_of_a_second_each_side_makes_a_quarter_of_the_others_progress() {
     for policy in [ThrashPolicy::Throttle, ThrashPolicy::Full] {
-        let mut enough = false;
-        for attempt in 1..=5 {
-            let svm = with(|builder| builder.fault_mode(FaultMode::Live).thrash(options(policy)));
-            let period = pace(&svm);
-            let (samples, stats) = contend(&svm, Duration::from_secs(2), period);
-            let (worst, judged) = worst(&samples);
-            println!(
-                "{policy:?}, attempt {attempt}: an addition each {period:?}; at worst {worst:.2} of the other's progress in {judged} of \
-                 {} windows; {} bounces, {} throttles, {} pins\n{stats}",
-                samples.len(),
-                stats.bounces,
-                stats.throttles,
-                stats.pins
-            );
-            assert!(stats.bounces > 0, "nothing was fought over");
-            enough = judged * 4 >= samples.len();
-            if enough {
-                assert!(worst >= 0.25, "{policy:?}: one side made {worst:.3} of the other's progress");
-                break;
-            }
-        }
-        if !enough {
-            println!("{policy:?}: not judged, this machine had too few processors to spare");
-        }
+        let (progress, stats) = fight(policy, 2000);
+        let (worst, all) = (worst(&progress), progress.last().unwrap());
+        println!(
+            "{policy:?}: {worst:.2} of the other's progress at worst, {all:?} in all; {} bounces, {} throttles, {} pins",
+            stats.bounces, stats.throttles, stats.pins
+        );
+        assert!(stats.bounces > 0, "nothing was fought over");
+        assert!(policy == ThrashPolicy::Full || stats.throttles > 50, "{} throttles", stats.throttles);
+        assert!(worst >= 0.25, "{policy:?}: one side made {worst:.3} of the other's progress");
     }
 }
 
