@@ -44,7 +44,8 @@ type Progress = Vec<[u32; 2]>;
 fn fight(policy: ThrashPolicy, ticks: u32) -> (Progress, Stats) {
     let clock = Arc::new(ManualClock::new());
     let svm = with(|builder| {
-        let builder = builder.fault_mode(FaultMode::Live).poll_limit(u32::MAX);
+        // The limit is for kernels whose page never comes.
+        let builder = builder.fault_mode(FaultMode::Live).poll_limit(u32::MAX).time_limit(Duration::from_secs(120));
         builder.thrash(options(policy)).thrash_clock(clock.clone())
     });
     let words = svm.map(2 * TICKS, Permission::ReadWrite).unwrap();
