@@ -168,6 +168,8 @@ pub(crate) struct Executor {
     pub(super) requests: VecDeque<Request>,
     /// Whether what poisoned invocations guess is left alone.
     strict: bool,
+    /// Whether a fast pass may hit.
+    pub(super) try_fast: bool,
 }
 
 /// Words of a map with a bit for each of `count` slots.
@@ -257,6 +259,7 @@ impl Executor {
             jobs: VecDeque::new(),
             requests: VecDeque::new(),
             strict: false,
+            try_fast: true,
         })
     }
 
@@ -323,8 +326,13 @@ impl Executor {
             self.missed = false;
             if part.is_some() {
                 let parts = self.bring_part(job, first, count, total)?;
-                self.run_list(job, list)?;
-                self.end_part(job, &parts);
+                let before = self.counters.device_faults.load(Ordering::Relaxed);
+                self.try_fast = self.marks_parts(job);
+                let run = self.run_list(job, list);
+                self.try_fast = true;
+                run?;
+                let missed = self.counters.device_faults.load(Ordering::Relaxed) - before;
+                self.end_part(job, &parts, missed);
             } else {
                 self.run_list(job, list)?;
             }

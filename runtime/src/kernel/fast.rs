@@ -58,7 +58,7 @@ impl Executor {
     /// Whether a fast pass over `list` is likely to be all that it takes.
     pub(super) fn expects_hits(&self, job: &Job, list: &WorkList) -> bool {
         let spares_code = matches!(job.kernel.code, Code::Spirv { .. });
-        spares_code && matches!(list, WorkList::Span { .. }) && job.kernel.hits.load(Ordering::Relaxed)
+        self.try_fast && spares_code && matches!(list, WorkList::Span { .. }) && job.kernel.hits.load(Ordering::Relaxed)
     }
 
     /// Runs `list`; returns what must run in the other variant.

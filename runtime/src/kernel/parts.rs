@@ -4,6 +4,10 @@
 //! such kernels go through their arguments in step with their workgroups, so the part of every argument that corresponds to a slice is
 //! brought before the slice runs, in bulk, instead of being missed page by page. That is a guess: what kernels need beyond it
 //! they miss as ever, and if a slice does not use most of what was brought for it, the kernel is not guessed at again.
+//!
+//! What of array arguments was brought is marked as used beforehand, as it is where arrays are passed by device address, so that a fast pass
+//! hits. Whether it was used shows then in what the slice missed. Marks of everything else are collected after each slice, by which eviction
+//! goes: a fast pass would take their want for misses, and is not tried.
 
 use super::LaunchError;
 use super::execute::{Executor, Job};
@@ -57,18 +61,27 @@ impl Executor {
         let served = if faults.is_empty() { Ok(None) } else { self.service.serve(&mut faults, false).map(Some) };
         self.faults = faults;
         served.map_err(|error| self.failed(job, error))?;
+        if self.marks_parts(job) {
+            let gate = mirror.close_gate();
+            parts.iter().for_each(|&(part, access)| mirror.mark_mapped(&gate, part, access));
+        }
         Ok(parts.into_iter().map(|(part, _)| part).collect())
     }
 
-    /// A slice has run for which `parts` were brought.
-    pub(super) fn end_part(&mut self, job: &Job, parts: &[PageRange]) {
+    /// Whether all that is brought for a slice of the job is of array arguments.
+    pub(super) fn marks_parts(&self, job: &Job) -> bool {
+        self.passes_arrays(job) && job.spans.len() == job.arrays.len() && !self.unguessable.contains(&job.kernel.id)
+    }
+
+    /// A slice has run for which `parts` were brought, and `missed` pages all the same.
+    pub(super) fn end_part(&mut self, job: &Job, parts: &[PageRange], missed: u64) {
         let (mut all, mut used) = (0, 0);
         for part in parts {
             let (resident, accessed) = self.mirror.used(*part);
             all += resident;
             used += accessed;
         }
-        if used * 2 < all {
+        if used * 2 < all || missed * 2 > u64::from(all) {
             self.unguessable.insert(job.kernel.id);
         }
         self.service.end_slice();

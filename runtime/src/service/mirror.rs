@@ -226,6 +226,18 @@ impl DeviceMirror {
         }
     }
 
+    /// Marks those of `pages` as used that are mapped for `access`, for a kernel that is expected to use them all.
+    pub(crate) fn mark_mapped(&self, _gate: &GateGuard<'_>, pages: PageRange, access: Access) {
+        let state = self.update.lock();
+        let (want, used) = (wanted_flags(access), used_flags(access));
+        for page in state.table.clip(pages).iter() {
+            let entry = state.table.load(page);
+            if entry & want == want && entry & used != used {
+                state.table.set_flags(page, used);
+            }
+        }
+    }
+
     /// Shows `each` where the device finds every page of `pages`, if all of them are mapped for `access`; false, and nothing done, if
     /// not. For a device that is driven page by page; see [`mark_used`](Self::mark_used).
     pub(crate) fn visit<E>(

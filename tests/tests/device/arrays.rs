@@ -136,3 +136,24 @@ fn pointers_near_an_array_may_also_lead_elsewhere() {
         }
     }
 }
+
+#[test]
+fn arrays_larger_than_the_frames_are_brought_part_by_part_and_miss_nothing() {
+    let svm = with(|builder| builder.frames(256));
+    let heap = svm.heap();
+    let n = 400_000u32;
+    let mut data = heap.vec_from_slice(&(0..n).collect::<Vec<_>>()).unwrap();
+    let mut out = heap.vec_from_slice(&vec![0u32; n as usize]).unwrap();
+    // SAFETY: the kernel reads the data and writes `out`.
+    let kernel = unsafe { svm.kernel("arrays", spirv!("arrays")) }.unwrap().idempotent();
+    for round in 0..3 {
+        let launch = kernel.launch([n.div_ceil(64), 1, 1]).read_array(&data[..]).write_array(&mut out[..]);
+        let report = launch.value([0u64; 2]).value(n).value(0u32).run().unwrap();
+        assert_eq!(report.device_faults, 0, "{report}");
+        assert!(round == 0 || report.fast_dispatches == report.dispatches, "{report}");
+        assert!(report.evictions > 300, "{report}");
+        let wrong = (0..n).find(|&i| out[i as usize] != i + u32::from(i % 500 == 0) * round);
+        assert_eq!(wrong, None, "round {round}");
+        data.iter_mut().step_by(500).for_each(|value| *value += 1);
+    }
+}
