@@ -4,7 +4,7 @@ use crate::addr::{PAGE_SIZE, PageIndex, PageRange};
 use crate::cache::Cache;
 use crate::device::soft::{SoftContext, SoftDevice, SoftOptions};
 use crate::device::vulkan::{CopyPath, VulkanDevice, VulkanOptions};
-use crate::device::{Device, DeviceError, FrameUse, LiveUnit, layout};
+use crate::device::{Device, DeviceError, FrameUse, LiveUnit, MemoryTimes, layout};
 use crate::hmm::{Clock, Mirror, PageEntry, RealClock, read_pages};
 use crate::kernel::execute::{Executor, ExecutorOptions};
 use crate::kernel::requests::Work;
@@ -17,7 +17,7 @@ use crate::mm::state::Placement;
 use crate::mm::views::{DEFAULT_RESERVATION, OwnedViews, ViewsError};
 use crate::mm::vma::Permission;
 use crate::observe::{Counters, Stats};
-use crate::policy::{ThrashOptions, ThrashPolicy};
+use crate::policy::{Habit, ThrashOptions, ThrashPolicy, fastest};
 use crate::service::{DeviceMirror, LostPages};
 use crate::track::{self, TrackError, TrackerKind};
 use crossbeam_channel::Sender;
@@ -70,7 +70,7 @@ pub struct Builder {
     validation: Option<bool>,
     copy_path: Option<CopyPath>,
     prefetch: Option<bool>,
-    placement: Option<Placement>,
+    placement: Option<PlacementChoice>,
     eviction_policy: Option<bool>,
     direct_arrays: Option<bool>,
     fault_mode: Option<FaultMode>,
@@ -216,10 +216,19 @@ impl Builder {
     }
 
     /// Where pages are that kernels use and for which nothing else says it: copied to the device, or mapped at home where they are.
-    /// Where the device cannot map home pages, they are copied. Environment: `VKSVM_PLACEMENT` (`copy` or `remote`). Default: copied.
+    /// Where the device cannot map home pages, they are copied. Environment: `VKSVM_PLACEMENT` (`copy`, `remote` or `auto`). Default: copied.
     #[must_use]
     pub fn placement(mut self, placement: Placement) -> Self {
-        self.placement = Some(placement);
+        self.placement = Some(PlacementChoice::Fixed(placement));
+        self
+    }
+
+    /// Has the place where pages are found by measuring, on devices that share memory with the CPU: at home, where kernels are as fast there as
+    /// in frames; else they are copied, and those that are read here and there, once, are used at home if that costs less than copying.
+    /// A few milliseconds the first time, then kept with kernels ([`cache`](Self::cache)). [`Info::placement`] says what was chosen and why. Environment: `VKSVM_PLACEMENT=auto`.
+    #[must_use]
+    pub fn placement_by_measurement(mut self) -> Self {
+        self.placement = Some(PlacementChoice::Measured);
         self
     }
 
@@ -356,6 +365,8 @@ impl Builder {
         let budget = self.budget.map_or_else(budget_from_environment, |bytes| Ok(Some(bytes)))?;
         let frames = budget.map_or(frames, |bytes| frames.min(frames_in(bytes)));
         let (live, fault_mode) = choose_fault_mode(mode, device.as_ref(), processors)?;
+        let (habit, placement) =
+            choose_placement(self.placement.map_or_else(placement_from_environment, Ok)?, device.as_ref());
         let options = ExecutorOptions {
             queue_capacity: self.queue_capacity.unwrap_or(1 << 16),
             count_translations: self.count_translations,
@@ -368,13 +379,14 @@ impl Builder {
             eviction_policy: self
                 .eviction_policy
                 .unwrap_or_else(|| variable("VKSVM_EVICTION").is_none_or(|value| value != "0")),
-            placement: self.placement.map_or_else(placement_from_environment, Ok)?,
+            habit,
             prefetch: self.prefetch.unwrap_or_else(|| variable("VKSVM_PREFETCH").is_none_or(|value| value != "0")),
             direct_arrays: self
                 .direct_arrays
                 .unwrap_or_else(|| variable("VKSVM_ARRAYS").is_none_or(|value| value != "0")),
         };
-        Svm::assemble(device, vulkan, SharedHeap { space, heap }, counters, frames, fault_mode, options)
+        let chosen = Chosen { fault_mode, placement };
+        Svm::assemble(device, vulkan, SharedHeap { space, heap }, counters, frames, chosen, options)
     }
 
     fn new_heap(&self, counters: &Arc<Counters>) -> Result<SharedHeap, OpenError> {
@@ -502,14 +514,52 @@ fn copy_path_from_environment() -> Result<CopyPath, OpenError> {
     }
 }
 
-fn placement_from_environment() -> Result<Placement, OpenError> {
+/// How the place of pages is chosen.
+#[derive(Clone, Copy, Debug)]
+enum PlacementChoice {
+    Fixed(Placement),
+    Measured,
+}
+
+/// Where pages are to be, and a line that says why.
+fn choose_placement(choice: PlacementChoice, device: &dyn Device) -> (Habit, String) {
+    let fixed = |placement| Habit { placement, sparse_at_home: false };
+    let copied = |why: &str| (fixed(Placement::Copy), format!("copied: {why}"));
+    match choice {
+        PlacementChoice::Fixed(Placement::Remote) if device.info().import.is_none() => {
+            copied("the device cannot map home pages")
+        }
+        PlacementChoice::Fixed(Placement::Remote) => (fixed(Placement::Remote), "at home: asked for".into()),
+        PlacementChoice::Fixed(Placement::Copy) => copied("by default; VKSVM_PLACEMENT=auto measures"),
+        PlacementChoice::Measured => match device.measure_memory() {
+            None => copied("the device has memory of its own, or cannot map home pages"),
+            Some(Err(error)) => copied(&format!("measuring failed: {error}")),
+            Some(Ok(times)) => {
+                let habit = fastest(times);
+                let MemoryTimes { frames, home, sparse, copy } = times;
+                let what = match habit {
+                    Habit { placement: Placement::Remote, .. } => "at home",
+                    Habit { sparse_at_home: true, .. } => "copied, but at home what is read here and there",
+                    Habit { .. } => "copied",
+                };
+                let why = format!(
+                    "measured, a page: {home} ns at home and {frames} ns in frames for all of it, {sparse} ns for a word at home, {copy} ns to copy"
+                );
+                (habit, format!("{what}: {why}"))
+            }
+        },
+    }
+}
+
+fn placement_from_environment() -> Result<PlacementChoice, OpenError> {
     match variable("VKSVM_PLACEMENT").as_deref() {
-        None | Some("copy") => Ok(Placement::Copy),
-        Some("remote") => Ok(Placement::Remote),
+        None | Some("copy") => Ok(PlacementChoice::Fixed(Placement::Copy)),
+        Some("remote") => Ok(PlacementChoice::Fixed(Placement::Remote)),
+        Some("auto") => Ok(PlacementChoice::Measured),
         Some(value) => Err(OpenError::Option {
             name: "VKSVM_PLACEMENT",
             value: value.into(),
-            reason: "expected copy or remote".into(),
+            reason: "expected copy, remote or auto".into(),
         }),
     }
 }
@@ -551,13 +601,19 @@ fn default_frames(device: &dyn Device) -> u32 {
     u32::try_from(bytes / PAGE_SIZE as u64).unwrap_or(u32::MAX).max(1)
 }
 
+/// What was chosen at start, in words.
+struct Chosen {
+    fault_mode: String,
+    placement: String,
+}
+
 /// Everything that lives as long as the runtime is in use.
 pub(crate) struct Inner {
     pub(crate) space: Arc<AddressSpace>,
     pub(crate) heap: Heap,
     pub(crate) device: Arc<dyn Device>,
     vulkan: Option<Arc<VulkanDevice>>,
-    fault_mode: String,
+    chosen: Chosen,
     pub(crate) mirror: Arc<DeviceMirror>,
     counters: Arc<Counters>,
     registration: Mutex<Option<Arc<Mirror>>>,
@@ -624,7 +680,7 @@ impl Svm {
         SharedHeap { space, heap }: SharedHeap,
         counters: Arc<Counters>,
         frames: u32,
-        fault_mode: String,
+        chosen: Chosen,
         options: ExecutorOptions,
     ) -> Result<Self, OpenError> {
         let number = space
@@ -662,7 +718,7 @@ impl Svm {
                 heap,
                 device,
                 vulkan,
-                fault_mode,
+                chosen,
                 mirror,
                 counters,
                 registration: Mutex::new(Some(registration)),
@@ -839,7 +895,8 @@ impl Svm {
             tracker_details: self.inner.space.tracker().describe(),
             heap_bytes: u64::from(self.inner.space.home().views.pages()) * PAGE_SIZE as u64,
             frames: self.inner.mirror.frames().limit,
-            fault_mode: self.inner.fault_mode.clone(),
+            fault_mode: self.inner.chosen.fault_mode.clone(),
+            placement: self.inner.chosen.placement.clone(),
         }
     }
 }
@@ -865,6 +922,8 @@ pub struct Info {
     pub frames: u32,
     /// How device faults are serviced.
     pub fault_mode: String,
+    /// Where pages are that kernels use, and why.
+    pub placement: String,
 }
 
 impl fmt::Display for Info {
@@ -875,6 +934,7 @@ impl fmt::Display for Info {
         writeln!(f, "memory     {} frames of 4 KiB at most, copies through {copies}", self.frames)?;
         writeln!(f, "tracker    {}: {}", self.tracker, self.tracker_details)?;
         writeln!(f, "heap       {} GiB reserved", self.heap_bytes >> 30)?;
+        writeln!(f, "pages      {}", self.placement)?;
         write!(f, "faults     {}", self.fault_mode)
     }
 }

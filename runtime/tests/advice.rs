@@ -271,21 +271,29 @@ fn nothing_is_fetched_ahead_of_random_accesses_on_either_side() {
     with_each_tracker(
         |builder| builder,
         |svm| {
-            let kernel = increment(svm);
+            // Three pages of four, so that there are holes to fill.
+            let body = |invocation: &mut SoftContext<'_>| {
+                let id = u64::from(invocation.global_id()[0]);
+                let at = invocation.arguments::<u64>() + PAGE as u64 * (id + id / 3);
+                let value: u32 = invocation.load(at);
+                invocation.store(at, value + 1);
+            };
+            // SAFETY: it changes the array it is launched with, each page in one invocation.
+            let kernel = unsafe { svm.soft_kernel("most", [1, 1, 1], 8, body) }.unwrap();
             let mut guessed = Vec::new();
             for random in [false, true] {
                 let mut pages = filled(svm, 2000);
                 svm.advise(&pages[..], Hint::Random(random)).unwrap();
                 let before = svm.stats();
                 for from in [0, 100, 200, 300, 400] {
-                    kernel.launch([100, 1, 1]).write(&mut pages[from..from + 100]).run().unwrap();
+                    kernel.launch([75, 1, 1]).write(&mut pages[from..from + 100]).run().unwrap();
                 }
                 let done = svm.stats().since(&before);
                 guessed.push((done.pages_filled > 0, pages.iter().fold(0, |sum, page| sum + page[0] as usize)));
                 let faults = svm.stats().since(&before).cpu_faults;
-                assert!(if random { faults >= 500 } else { faults < 100 }, "{faults} CPU faults, random: {random}");
+                assert!(if random { faults >= 375 } else { faults < 300 }, "{faults} CPU faults, random: {random}");
             }
-            let total = 2000 * 2001 / 2 + 500;
+            let total = 2000 * 2001 / 2 + 375;
             assert_eq!(guessed, [(true, total), (false, total)]);
         },
     );

@@ -7,7 +7,7 @@ use vksvm::addr::VirtAddr;
 use vksvm::device::soft::{SoftContext, SoftOptions};
 use vksvm::kernel::FaultReason;
 use vksvm::mm::ops::Span;
-use vksvm::{Kernel, LaunchError, PageState, Permission, Placement, Stats, Svm};
+use vksvm::{Builder, Kernel, LaunchError, PageState, Permission, Placement, Stats, Svm};
 
 const PAGE: usize = 4096;
 const WORDS: usize = PAGE / 4;
@@ -194,4 +194,56 @@ fn discarded_protected_moved_and_unmapped_home_pages_are_out_of_the_devices_reac
             assert!(refused.is_err());
         },
     );
+}
+
+#[test]
+fn pages_read_here_and_there_are_read_at_home_once_and_copied_when_they_are_used_again() {
+    // The reference device claims to be one on which a kernel reads a word at home faster than a page is copied.
+    for tracker in trackers() {
+        let device = std::sync::Arc::new(common::device::Measured::new([1000, 5000, 10, 400]));
+        let svm = soft(tracker, |builder| builder.with_device(device).placement_by_measurement()).unwrap();
+        assert!(svm.info().placement.contains("here and there"), "{}", svm.info().placement);
+        let mut pages = svm.heap().vec_zeroed::<[u32; WORDS]>(1024).unwrap();
+        pages.iter_mut().for_each(|page| page[0] = 3);
+        let body = |invocation: &mut SoftContext<'_>| {
+            let [from, to] = invocation.arguments::<[u64; 2]>();
+            let id = u64::from(invocation.global_id()[0]);
+            let value: u32 = invocation.load(from + PAGE as u64 * 100 * id);
+            invocation.store(to + 4 * id, value);
+        };
+        // SAFETY: it reads one array and writes the other.
+        let kernel = unsafe { svm.soft_kernel("here and there", [1, 1, 1], 16, body) }.unwrap();
+        let mut found = svm.heap().vec_zeroed::<[u32; WORDS]>(1).unwrap();
+        let mut reports = Vec::new();
+        for _ in 0..4 {
+            let report = kernel.launch([10, 1, 1]).read(&pages[..]).write(&mut found[..]).run().unwrap();
+            assert_eq!(found[0][..11], [3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 0]);
+            reports.push((report.pages_remote, report.pages_in, report.pages_sparse_again));
+        }
+        // Found out before the third launch, since what came before is the launch that they were placed for.
+        assert_eq!(reports, [(10, 0, 0), (0, 0, 0), (0, 10, 10), (0, 0, 0)]);
+        // A dense read is none of that.
+        let dense = increment(&svm).launch([64, 1, 1]).write(&mut pages[1..65]).run().unwrap();
+        assert!(dense.pages_remote == 0 && dense.pages_in >= 64, "{dense}");
+    }
+}
+
+#[test]
+fn what_is_fastest_by_measurement_is_said_and_done() {
+    let open = |times| {
+        let device = std::sync::Arc::new(common::device::Measured::new(times));
+        soft(trackers()[0], |builder| builder.with_device(device).placement_by_measurement()).unwrap()
+    };
+    let svm = open([1000, 1050, 10, 400]);
+    assert!(svm.info().placement.starts_with("at home: measured") && svm.info().placement.contains("1050 ns"));
+    let mut pages = svm.heap().vec_zeroed::<[u32; WORDS]>(30).unwrap();
+    pages[4][0] = 1;
+    let report = increment(&svm).launch([30, 1, 1]).write(&mut pages[..]).run().unwrap();
+    assert_eq!((copied(&report), report.pages_remote), ((0, 0), 30), "{report}");
+    assert_eq!((pages[4][0], pages[5][0]), (2, 1));
+
+    let svm = open([1000, 3000, 900, 400]);
+    assert!(svm.info().placement.starts_with("copied: measured"), "{}", svm.info().placement);
+    let soft_device = soft(trackers()[0], Builder::placement_by_measurement).unwrap();
+    assert!(soft_device.info().placement.starts_with("copied: the device"), "{}", soft_device.info().placement);
 }

@@ -33,7 +33,7 @@ impl Demo {
 /// Runs one of the sample programs, optimised, on the device that `cargo xtask driver` finds.
 #[derive(Args)]
 pub(crate) struct Run {
-    /// The sample's name (`saxpy`, `raytrace`, `graph`, `outofcore`, `info`), then its arguments (`--help` lists them)
+    /// The sample's name (`saxpy`, `raytrace`, `graph`, `outofcore`, `pingpong`, `info`), then its arguments (`--help` lists them)
     #[arg(required = true, value_name = "NAME [ARGS]", trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<String>,
 }

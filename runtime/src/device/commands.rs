@@ -45,9 +45,9 @@ use crate::hmm::{Event, HmmError, InvalidateInfo, Mirror, MirrorOps, WouldBlock}
 use crate::mm::ops::{OpError, Span};
 use crate::mm::pages::{DeviceNumber, PageState};
 use crate::mm::space::AddressSpace;
-use crate::mm::state::Placement;
 use crate::mm::vma::Permission;
 use crate::observe::Counters;
+use crate::policy::Habit;
 use crate::service::{DeviceMirror, Found, PageFault, Service, ServiceError};
 use crate::svm::Svm;
 use parking_lot::Mutex;
@@ -182,8 +182,7 @@ impl Commands {
             Ok((ops, Arc::new(registration)))
         };
         let (ops, registration) = open().inspect_err(|_| space.retire_device(number))?;
-        let service =
-            Service::new(space.clone(), ops.mirror.clone(), registration.clone(), false, Placement::default());
+        let service = Service::new(space.clone(), ops.mirror.clone(), registration.clone(), false, Habit::default());
         Ok(Self { space, ops, number, service: Some(Mutex::new(service)), registration: Some(registration) })
     }
 

@@ -58,6 +58,34 @@ pub struct MemoryBudget {
     pub used: u64,
 }
 
+/// What was measured of a device that shares memory with the CPU: nanoseconds for each page of 4 KiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryTimes {
+    /// A kernel reads and writes all of it in a frame.
+    pub frames: u64,
+    /// The same at home.
+    pub home: u64,
+    /// A kernel changes one word of it at home, as of many pages.
+    pub sparse: u64,
+    /// It is copied.
+    pub copy: u64,
+}
+
+impl MemoryTimes {
+    /// As bytes, to be kept.
+    pub(crate) fn encode(self) -> Vec<u8> {
+        [self.frames, self.home, self.sparse, self.copy].map(u64::to_le_bytes).concat()
+    }
+
+    /// What was kept, if it is that.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let words = bytes.as_chunks::<8>();
+        let [frames, home, sparse, copy] = *words.0 else { return None };
+        let [frames, home, sparse, copy] = [frames, home, sparse, copy].map(u64::from_le_bytes);
+        (words.1.is_empty() && frames > 0 && home > 0).then_some(Self { frames, home, sparse, copy })
+    }
+}
+
 /// How a device imports memory of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostImport {
@@ -210,6 +238,12 @@ pub trait Device: Send + Sync {
 
     /// How much memory there is for this process at the moment, if the device tells.
     fn memory_budget(&self) -> Option<MemoryBudget> {
+        None
+    }
+
+    /// How long kernels take for memory in frames and at home, where both are the same memory; nothing where they are not, or home memory cannot be
+    /// imported. Measured in a few milliseconds, or kept from an earlier run.
+    fn measure_memory(&self) -> Option<Result<MemoryTimes, DeviceError>> {
         None
     }
 

@@ -65,7 +65,8 @@ impl Executor {
     /// kernel runs, faults as everything else does.
     pub(super) fn bring_arrays(&mut self, job: &Job) -> Result<(), LaunchError> {
         let pages: u64 = job.arrays.iter().map(|array| u64::from(array.pages.len())).sum();
-        let take_frames = self.options.placement == Placement::Copy || self.mirror.device().info().import.is_none();
+        let take_frames =
+            self.options.habit.placement == Placement::Copy || self.mirror.device().info().import.is_none();
         let too_many = take_frames && pages > u64::from(self.mirror.frames().limit) / 4 * 3;
         if !self.passes_arrays(job) || too_many {
             return Ok(());

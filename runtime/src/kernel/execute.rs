@@ -31,9 +31,9 @@ use crate::device::{DeviceError, Dispatch, FaultQueue, LiveUnit, SharedMemory, S
 use crate::hmm::Mirror;
 use crate::mm::heap::Heap;
 use crate::mm::space::AddressSpace;
-use crate::mm::state::Placement;
 use crate::mm::vma::Permission;
 use crate::observe::{Counters, Stats};
+use crate::policy::Habit;
 use crate::service::{DeviceMirror, PageFault, Service};
 use crossbeam_channel::{Receiver, Sender};
 use hashbrown::HashSet;
@@ -119,8 +119,8 @@ pub(crate) struct ExecutorOptions {
     pub(crate) count_translations: bool,
     pub(crate) trap_untranslated: bool,
     pub(crate) prefetch: bool,
-    /// Where pages are to be for which nothing says otherwise.
-    pub(crate) placement: Placement,
+    /// Where pages are to be of which nothing is said.
+    pub(crate) habit: Habit,
     /// Evict by forecast, part by part and ahead of need.
     pub(crate) eviction_policy: bool,
     /// Note which pages each dispatch uses.
@@ -236,7 +236,7 @@ impl Executor {
         // SAFETY: the control block has this size and no dispatch uses it yet.
         unsafe { mirror.epochs().control().host().cast::<Control>().write(block) };
         Ok(Self {
-            service: Service::new(space.clone(), mirror.clone(), registration, options.prefetch, options.placement)
+            service: Service::new(space.clone(), mirror.clone(), registration, options.prefetch, options.habit)
                 .with_eviction_policy(options.eviction_policy),
             space,
             heap,

@@ -27,7 +27,7 @@ impl Executor {
     pub(super) fn part_size(&self, job: &Job, total: u32) -> Option<u32> {
         let pages: u64 = job.spans.iter().map(|(span, _)| u64::from(span.len())).sum();
         let usage = self.mirror.frames();
-        let copied = self.options.placement == Placement::Copy;
+        let copied = self.options.habit.placement == Placement::Copy;
         if !copied || !self.options.eviction_policy || pages <= u64::from(usage.limit) / 4 * 3 {
             return None;
         }

@@ -63,6 +63,8 @@ counters! {
     pages_zero,
     /// Home pages that a device maps themselves: no copy.
     pages_remote,
+    /// Of those that were mapped so because they looked as if little of them were read, once: pages that were used again, to be copied then.
+    pages_sparse_again,
     /// Frames taken from pages to make room for others.
     evictions,
     /// Dirty pages copied home before their frames were needed.

@@ -11,7 +11,7 @@ pub mod thrash;
 
 pub use density::fill_up;
 pub use optimal::{Misses, optimal};
-pub use placement::{Wanted, eviction_rank, may_pin, placement};
+pub use placement::{Habit, Wanted, eviction_rank, fastest, is_sparse, may_pin, placement};
 pub use prefetch::{Ahead, Prefetch};
 pub use readahead::{MAX_WINDOW, Readahead, Window};
 pub use replace::{Distance, GRANULE_PAGES, Granule, Replacement};

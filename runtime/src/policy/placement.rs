@@ -1,6 +1,7 @@
 //! Placement: whether a page that a device asks for is copied to it or mapped at home. A pure function.
 
 use crate::addr::Access;
+use crate::device::MemoryTimes;
 use crate::mm::advice::{Advice, Location};
 use crate::mm::pages::{DeviceNumber, PageState};
 use crate::mm::state::Placement;
@@ -41,6 +42,34 @@ pub fn placement(wanted: Wanted, otherwise: Placement) -> Placement {
         return Placement::Remote;
     }
     otherwise
+}
+
+/// What is done with pages of which nothing is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Habit {
+    /// Where they are to be.
+    pub placement: Placement,
+    /// Whether those that are read here and there are to be at home all the same; see [`is_sparse`].
+    pub sparse_at_home: bool,
+}
+
+/// How much slower than in frames, in percent, working at home may be measured and count as just as fast.
+const NOISE: u64 = 10;
+
+/// What is fastest on a device that shares memory with the CPU. At home nothing is copied ever, so that is the choice if kernels are as fast there; else
+/// pages are read at home of which little is read.
+pub fn fastest(times: MemoryTimes) -> Habit {
+    let MemoryTimes { frames, home, sparse, copy } = times;
+    if home <= frames + frames * NOISE / 100 {
+        return Habit { placement: Placement::Remote, sparse_at_home: false };
+    }
+    Habit { placement: Placement::Copy, sparse_at_home: sparse < copy }
+}
+
+/// Whether a page looks like one of which little is read, once: `alone` in its neighbourhood, never asked for before, with nothing said of it.
+pub fn is_sparse(wanted: Wanted, alone: bool, faults: u32) -> bool {
+    let Wanted { access, state, advice, moving, .. } = wanted;
+    alone && faults == 0 && !moving && access == Some(Access::Read) && state == PageState::Cpu && advice == Advice::NONE
 }
 
 /// Whether a granule that is fought over may be pinned at home.
@@ -104,6 +133,31 @@ mod tests {
     #[should_panic = "undecided"]
     fn of_pages_that_moved_to_the_device_nothing_is_said() {
         placed(&[Hint::AccessedBy(HERE, true)], Access::Read, PageState::Device(HERE), false);
+    }
+
+    #[test]
+    fn home_is_the_place_where_kernels_are_as_fast_there_and_else_for_what_is_read_here_and_there() {
+        let times = |home, sparse| fastest(MemoryTimes { frames: 1000, home, sparse, copy: 400 });
+        let habit = |placement, sparse_at_home| Habit { placement, sparse_at_home };
+        assert_eq!(times(1100, 9000), habit(Placement::Remote, false));
+        assert_eq!(times(1101, 399), habit(Placement::Copy, true));
+        assert_eq!(times(1101, 400), habit(Placement::Copy, false));
+    }
+
+    #[test]
+    fn only_the_first_read_of_a_lone_page_of_the_cpus_looks_sparse() {
+        let (access, state, advice) = (Some(Access::Read), PageState::Cpu, Advice::NONE);
+        let wanted = Wanted { device: HERE, access, state, pinned: false, advice, moving: false };
+        assert!(is_sparse(wanted, true, 0));
+        assert!(!is_sparse(wanted, false, 0) && !is_sparse(wanted, true, 1));
+        let others = [
+            Wanted { access: None, ..wanted },
+            Wanted { access: Some(Access::Write), ..wanted },
+            Wanted { state: PageState::Shared, ..wanted },
+            Wanted { advice: advice.with(Hint::Random(true)), ..wanted },
+            Wanted { moving: true, ..wanted },
+        ];
+        assert!(others.into_iter().all(|wanted| !is_sparse(wanted, true, 0)));
     }
 
     #[test]

@@ -181,6 +181,7 @@ impl Service {
         self.unprotect();
         self.tight = false;
         self.eviction.pressed = false;
+        self.revisit_sparse();
         self.mirror.lock().frames.ask_again();
         self.mirror.follow_device_budget(true);
     }

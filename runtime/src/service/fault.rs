@@ -33,7 +33,7 @@ use crate::mm::state::Placement;
 use crate::mm::views::ViewsError;
 use crate::mm::vma::Permission;
 use crate::observe::Counters;
-use crate::policy::Prefetch;
+use crate::policy::{Habit, Prefetch};
 use crate::track::TrackError;
 use hashbrown::HashSet;
 use parking_lot::Mutex;
@@ -108,7 +108,9 @@ pub struct Service {
     pub(super) prefetch: bool,
     pub(super) streams: Prefetch,
     /// Where pages are to be for which nothing says otherwise.
-    pub(super) placement: Placement,
+    pub(super) habit: Habit,
+    /// Pages that were placed at home for being read here and there, and whether a launch has passed since.
+    pub(super) sparse: Vec<(PageIndex, bool)>,
     /// Whether what is serviced comes to the device because the program said so.
     pub(super) moving: bool,
     pub(super) followed: Followed,
@@ -131,16 +133,16 @@ pub struct Service {
 
 impl Service {
     /// A service that fills `mirror`, registered as `registration`, from `space`.
-    /// It maps neighbours of what is asked for only if `prefetch`, and pages without a wish of their own as `placement` says.
+    /// It maps neighbours of what is asked for only if `prefetch`, and pages of which nothing is said as `habit` has it.
     pub fn new(
         space: Arc<AddressSpace>,
         mirror: Arc<DeviceMirror>,
         registration: Arc<Mirror>,
         prefetch: bool,
-        placement: Placement,
+        habit: Habit,
     ) -> Self {
         let several = std::thread::available_parallelism().is_ok_and(|count| count.get() > 1);
-        let bare = || Self::bare(space.clone(), mirror.clone(), registration.clone(), prefetch, placement);
+        let bare = || Self::bare(space.clone(), mirror.clone(), registration.clone(), prefetch, habit);
         Self { helper: several.then(|| Box::new(bare())), ..bare() }
     }
 
@@ -149,12 +151,13 @@ impl Service {
         mirror: Arc<DeviceMirror>,
         registration: Arc<Mirror>,
         prefetch: bool,
-        placement: Placement,
+        habit: Habit,
     ) -> Self {
         Self {
             taking: Event::Migrate,
             prefetch,
-            placement,
+            habit,
+            sparse: Vec::new(),
             moving: false,
             followed: Followed::default(),
             placements: Vec::new(),
@@ -243,6 +246,7 @@ impl Service {
                         [own, helped.unwrap_or_default()]
                     });
                     apart.extend(helped.into_iter().flatten());
+                    self.sparse.append(&mut helper.sparse);
                     self.helper = Some(helper);
                 }
                 None => apart = self.serve_queue(&queue, faults),

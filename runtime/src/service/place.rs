@@ -6,11 +6,47 @@
 use super::batch::{Part, count_of, extend_runs, pages_of};
 use super::fault::{Service, ServiceError};
 use crate::addr::PageRange;
+use crate::device::layout::pte;
 use crate::mm::pages::{PageInfo, PageState};
 use crate::mm::state::{Placement, evicted, sheds};
-use crate::policy::{Wanted, placement};
+use crate::observe::Counters;
+use crate::policy::{Wanted, is_sparse, placement};
+
+/// The most pages that are followed for having been read here and there.
+const MOST_SPARSE: usize = 1 << 16;
 
 impl Service {
+    /// Pages that were placed at home because they looked as if little of them were read, once, and that later launches used as well, are taken from
+    /// there: they are copied when they are asked for next. No dispatch is in flight.
+    pub(super) fn revisit_sparse(&mut self) {
+        if self.sparse.is_empty() {
+            return;
+        }
+        let mirror = self.mirror.clone();
+        let pages = &mirror.home.pages;
+        let _gate = mirror.close_gate();
+        let mut state = mirror.lock();
+        let mut again = 0;
+        self.sparse.retain_mut(|(page, launched)| {
+            let entry = state.table.load(*page);
+            if entry & (pte::VALID | pte::HOME) != pte::VALID | pte::HOME {
+                return false;
+            }
+            let used = entry & pte::ACCESSED != 0;
+            if used && !*launched {
+                // That was the launch it was placed for.
+                mirror.collect(*page, state.table.clear_flags(*page, pte::ACCESSED) & pte::ACCESSED);
+                *launched = true;
+            } else if used && let Some(_page) = pages.try_lock(*page) {
+                mirror.take_away(&mut state, PageRange::single(*page), true);
+                again += 1;
+                return false;
+            }
+            true
+        });
+        Counters::add(&mirror.counters.pages_sparse_again, again);
+    }
+
     /// Chooses where each page of `parts`, whose page locks are held, is to be.
     pub(super) fn place(&mut self, parts: &[Part]) {
         let (home, mirror) = (&self.mirror.home, &self.mirror);
@@ -20,17 +56,23 @@ impl Service {
             return;
         }
         let mut state = None;
+        let sparse = self.habit.sparse_at_home && self.sparse.len() < MOST_SPARSE;
         let mut wishes = self.placements.iter_mut().zip(&self.access);
         for part in parts {
             let advice = part.vma.advice();
+            let alone = sparse && part.span.pages.len() == 1;
             for (page, (chosen, &access)) in part.span.pages.iter().zip(&mut wishes) {
-                let PageInfo { state: now, pinned_home: pinned, .. } = home.pages.info(page);
+                let PageInfo { state: now, pinned_home: pinned, faults, .. } = home.pages.info(page);
                 let wanted =
                     Wanted { device: mirror.number(), access, state: now, pinned, advice, moving: self.moving };
-                if placement(wanted, self.placement) == Placement::Remote {
+                let sparse = is_sparse(wanted, alone, faults);
+                if sparse || placement(wanted, self.habit.placement) == Placement::Remote {
                     let state = state.get_or_insert_with(|| mirror.lock());
                     if mirror.home_address(state, page).is_some() {
                         *chosen = Placement::Remote;
+                        if sparse && !pinned {
+                            self.sparse.push((page, false));
+                        }
                     }
                 }
             }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use vksvm::addr::DeviceAddress;
 use vksvm::device::soft::{SoftDevice, SoftOptions};
 use vksvm::device::{
-    Device, DeviceError, DeviceInfo, Dispatch, HomeWindow, MemoryBudget, PageCopy, SharedMemory, SharedUse, Slab,
+    Device, DeviceError, DeviceInfo, Dispatch, HomeWindow, MemoryBudget, MemoryTimes, PageCopy, SharedMemory,
+    SharedUse, Slab,
 };
 use vksvm::kernel::KernelModule;
 
@@ -126,5 +127,59 @@ impl Device for WatchedDevice {
     }
     fn driver_threads(&self) -> Vec<u32> {
         self.inner.driver_threads()
+    }
+}
+
+/// The reference device, with what is to be measured of its memory.
+pub(crate) struct Measured {
+    inner: SoftDevice,
+    times: MemoryTimes,
+}
+
+impl Measured {
+    /// Nanoseconds a page: all of it in frames, at home, a word of it at home, copying it.
+    pub(crate) fn new([frames, home, sparse, copy]: [u64; 4]) -> Self {
+        let inner = SoftDevice::new(&SoftOptions::default()).unwrap();
+        Self { inner, times: MemoryTimes { frames, home, sparse, copy } }
+    }
+}
+
+impl Device for Measured {
+    fn info(&self) -> &DeviceInfo {
+        self.inner.info()
+    }
+    fn measure_memory(&self) -> Option<Result<MemoryTimes, DeviceError>> {
+        Some(Ok(self.times))
+    }
+    fn shared_memory(&self, bytes: usize, usage: SharedUse) -> Result<Box<dyn SharedMemory>, DeviceError> {
+        self.inner.shared_memory(bytes, usage)
+    }
+    fn slab(&self, bytes: usize) -> Result<Arc<dyn Slab>, DeviceError> {
+        self.inner.slab(bytes)
+    }
+    unsafe fn import(&self, host: NonNull<u8>, bytes: usize) -> Result<Arc<dyn HomeWindow>, DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.import(host, bytes) }
+    }
+    unsafe fn copy_in(&self, copies: &[PageCopy]) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.copy_in(copies) }
+    }
+    unsafe fn copy_out(&self, copies: &[PageCopy]) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.copy_out(copies) }
+    }
+    unsafe fn fill_zero(&self, fills: &[PageCopy]) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.fill_zero(fills) }
+    }
+    fn run(&self, dispatch: &Dispatch<'_>) -> Result<Duration, DeviceError> {
+        self.inner.run(dispatch)
+    }
+    fn prepare(&self, kernel: &KernelModule, variant: u32) -> Result<(), DeviceError> {
+        self.inner.prepare(kernel, variant)
+    }
+    fn forget(&self, kernel: &KernelModule) {
+        self.inner.forget(kernel);
     }
 }

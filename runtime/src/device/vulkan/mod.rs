@@ -10,6 +10,7 @@ mod context;
 mod copy;
 mod import;
 mod made;
+mod measure;
 mod memory;
 mod pipeline;
 mod probe;
@@ -19,8 +20,8 @@ mod validation;
 pub use raw::{RawBuffer, RawCommand, RawKernel, RawMemory, RawStream};
 
 use super::{
-    Device, DeviceError, DeviceInfo, Dispatch, HomeWindow, LiveUnit, MemoryBudget, PageCopy, SharedMemory, SharedUse,
-    Slab,
+    Device, DeviceError, DeviceInfo, Dispatch, HomeWindow, LiveUnit, MemoryBudget, MemoryTimes, PageCopy, SharedMemory,
+    SharedUse, Slab,
 };
 use crate::cache::Cache;
 use crate::kernel::KernelModule;
@@ -76,6 +77,7 @@ pub struct VulkanDevice {
     dispatcher: Mutex<Recorder>,
     live: Mutex<Live>,
     threads: Vec<u32>,
+    cache: Cache,
 }
 
 impl VulkanDevice {
@@ -114,6 +116,7 @@ impl VulkanDevice {
             live: Mutex::new(Live { recorder: Recorder::new(&context)?, running: None }),
             context,
             threads,
+            cache: options.cache.clone(),
         })
     }
 }
@@ -157,6 +160,11 @@ impl Device for VulkanDevice {
 
     fn memory_budget(&self) -> Option<MemoryBudget> {
         self.context.memory_budget()
+    }
+
+    fn measure_memory(&self) -> Option<Result<MemoryTimes, DeviceError>> {
+        let import = self.info.import.filter(|_| self.context.physical.is_unified())?;
+        Some(measure::memory(&self.context, &self.cache, import))
     }
 
     unsafe fn import(&self, host: NonNull<u8>, bytes: usize) -> Result<Arc<dyn HomeWindow>, DeviceError> {
