@@ -11,19 +11,27 @@
 use super::layout::pte;
 use super::{Device, DeviceError, SharedMemory, SharedUse};
 use crate::addr::{DeviceAddress, PageIndex, PageRange};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A device's page table.
 pub struct PageTable {
     memory: Box<dyn SharedMemory>,
+    /// Where the host finds the entries: asked for once, since a service looks at each of its entries several times.
+    entries: NonNull<AtomicU64>,
     pages: u32,
 }
+
+// SAFETY: the entries are part of `memory`, which may be used from any thread, and are only accessed atomically.
+unsafe impl Send for PageTable {}
+// SAFETY: as above.
+unsafe impl Sync for PageTable {}
 
 impl PageTable {
     /// A table of `pages` entries, none valid.
     pub fn new(device: &dyn Device, pages: u32) -> Result<Self, DeviceError> {
         let memory = device.shared_memory(pages as usize * 8, SharedUse::HostWrites)?;
-        Ok(Self { memory, pages })
+        Ok(Self { entries: memory.host().cast(), memory, pages })
     }
 
     /// Entries.
@@ -45,7 +53,7 @@ impl PageTable {
         assert!(page.0 < self.pages, "{page} is beyond the page table's {} entries", self.pages);
         // SAFETY: in bounds by the assertion; the memory lives as long as `self`, is 8-byte aligned, and is only
         // accessed atomically by the host. Kernels access the low word atomically or read plainly.
-        unsafe { self.memory.host().cast::<AtomicU64>().add(page.index()).as_ref() }
+        unsafe { self.entries.add(page.index()).as_ref() }
     }
 
     /// The entry of a page; 0 for pages beyond the table.

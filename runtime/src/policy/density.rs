@@ -25,7 +25,12 @@ pub fn fill_up(
         let to = asked.partition_point(|&page| page < range.end);
         &asked[from..to]
     };
-    let used = |range: PageRange| range.len() - unused(range, asked_in(range), &present).count() as u32;
+    let used = |range: PageRange| {
+        let asked = asked_in(range);
+        // All of it: nothing is looked up.
+        let all = asked.len() == range.len() as usize;
+        if all { range.len() } else { range.len() - unused(range, asked, &present).count() as u32 }
+    };
     let (mut at, mut left, mut done) = (0, limit, vma.start);
     while let Some(&page) = asked.get(at) {
         let block = densest_around(page, vma, used);
