@@ -45,7 +45,7 @@ counters! {
     lost_faults,
     /// Ranges serviced.
     ranges,
-    /// Pages mapped on a device because a kernel asked for them.
+    /// Pages mapped on a device because a kernel asked for them, or made writable because it was about to.
     pages_faulted,
     /// Pages mapped on a device because their neighbours were asked for.
     pages_filled,

@@ -8,6 +8,7 @@ mod prefetch;
 mod readahead;
 mod replace;
 pub mod thrash;
+mod writes;
 
 pub use density::fill_up;
 pub use optimal::{Misses, optimal};
@@ -16,3 +17,4 @@ pub use prefetch::{Ahead, Prefetch};
 pub use readahead::{MAX_WINDOW, Readahead, Window};
 pub use replace::{Distance, GRANULE_PAGES, Granule, Replacement};
 pub use thrash::{ThrashOptions, ThrashPolicy};
+pub use writes::Writes;

@@ -2,11 +2,11 @@
 //! needs none.
 
 use super::batch::{Part, pages_of};
-use super::coalesce::{MAX_SPAN, PageFault, Span};
+use super::coalesce::{MAX_SPAN, PageFault, Span, deduplicate};
 use super::fault::Service;
-use crate::addr::{PageIndex, PageRange};
+use crate::addr::{Access, PageIndex, PageRange};
 use crate::device::layout::pte;
-use crate::mm::vma::Vma;
+use crate::mm::vma::{Permission, Vma};
 use crate::observe::Counters;
 use crate::policy::{Ahead, Granule, fill_up};
 
@@ -87,6 +87,47 @@ impl Service {
         fill_up(&asked, vma.range, room, present, |range| add(list, range, &vma));
         drop(state);
         self.asked = asked;
+    }
+
+    /// While kernels run: adds to `faults` the stores that are expected next, to pages that the device can read already.
+    pub(super) fn follow_writes(&mut self, faults: &mut Vec<PageFault>) {
+        if !self.live || !self.prefetch || self.tight {
+            return;
+        }
+        let mut room = self.room();
+        let asked = faults.len();
+        let mut at = 0;
+        while at < asked {
+            let vma = self.space.vmas().read().find(faults[at].page).cloned();
+            let Some(vma) = vma.filter(|vma| vma.permission() == Permission::ReadWrite && !vma.advice().is_random())
+            else {
+                at += 1;
+                continue;
+            };
+            let of_vma = &faults[at..asked];
+            let of_vma = &of_vma[..of_vma.partition_point(|fault| vma.range.contains(fault.page))];
+            at += of_vma.len();
+            let stores = || of_vma.iter().filter(|fault| fault.access == Access::Write).map(|fault| fault.page);
+            let (Some(low), Some(high)) = (stores().next(), stores().last()) else { continue };
+            let count = self.writes.round(vma.id.0, low, high);
+            let behind = PageRange::of_len(high.plus(1), count).intersect(vma.range);
+            let state = self.mirror.lock();
+            let readable = |&page: &PageIndex| {
+                let entry = state.table.load(page);
+                let zero = entry & pte::ZERO != 0;
+                room -= u32::from(zero && room > 0);
+                entry & (pte::VALID | pte::WRITABLE | pte::HOME) == pte::VALID && (!zero || room > 0)
+            };
+            let contested = |page: PageIndex| self.space.thrash().is_contested(Granule::of(page));
+            let expected = state.table.clip(behind).iter().take_while(readable).take_while(|&page| !contested(page));
+            let before = faults.len();
+            faults.extend(expected.map(|page| PageFault { page, access: Access::Write }));
+            drop(state);
+            self.writes.granted(vma.id.0, (faults.len() - before) as u32);
+        }
+        if faults.len() > asked {
+            deduplicate(faults);
+        }
     }
 
     /// Frames that guesses may take.

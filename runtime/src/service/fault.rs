@@ -33,7 +33,7 @@ use crate::mm::state::Placement;
 use crate::mm::views::ViewsError;
 use crate::mm::vma::Permission;
 use crate::observe::Counters;
-use crate::policy::{Habit, Prefetch};
+use crate::policy::{Habit, Prefetch, Writes};
 use crate::track::TrackError;
 use hashbrown::HashSet;
 use parking_lot::Mutex;
@@ -107,6 +107,8 @@ pub struct Service {
     /// Whether pages are mapped that nobody asked for.
     pub(super) prefetch: bool,
     pub(super) streams: Prefetch,
+    /// Stores that follow each other while kernels run.
+    pub(super) writes: Writes,
     /// Where pages are to be for which nothing says otherwise.
     pub(super) habit: Habit,
     /// Pages that were placed at home for being read here and there, and whether a launch has passed since.
@@ -162,6 +164,7 @@ impl Service {
             followed: Followed::default(),
             placements: Vec::new(),
             streams: Prefetch::default(),
+            writes: Writes::default(),
             space,
             mirror,
             registration,
@@ -202,6 +205,7 @@ impl Service {
         self.upgrade_to_pending(faults);
         self.follow_advice();
         self.hold_off(faults, throttle, &mut served);
+        self.follow_writes(faults);
         self.contents.forget();
         let mut list = std::mem::take(&mut self.list);
         self.split_by_vma(faults, &mut list, &mut served);
