@@ -127,6 +127,8 @@ layout(buffer_reference, scalar, buffer_reference_align = 32) buffer VksvmFault_
 
 layout(buffer_reference, scalar, buffer_reference_align = 8) buffer VksvmPte_ { uint64_t entry; };
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer VksvmWord_ { uint value; };
+// An entry that the host may change while the kernel runs.
+layout(buffer_reference, scalar, buffer_reference_align = 8) buffer VksvmLivePte_ { volatile uint64_t entry; };
 // A word that the host, or another workgroup, may change while the kernel runs.
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer VksvmLiveWord_ { volatile uint value; };
 
@@ -431,20 +433,20 @@ uint64_t vksvm_slow_(uint64_t va, uint bytes, bool write) {
 // before is void: they meet again behind the slow path, read the mark together, and together translate again.
 uint64_t vksvm_translate_live_(uint64_t va, uint bytes, bool write) {
     uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
-    uint64_t at = vksvm_launch_.table + 8ul * page;
-    uint64_t result = 0ul;
     for (uint round = 0u; round < 1000u; round++) {
         uint want = write ? vksvm_write_want_ : VKSVM_READ_WANT_;
-        bool hit = false;
-        // Now and then the slow path is taken for its safe point alone.
-        if (page < uint64_t(vksvm_launch_.pages) && (++vksvm_hits_ & 63u) != 0u) {
-            uint entry = VksvmLiveWord_(at).value;
-            hit = (entry & want) == want;
-            if (hit) {
-                uint high = VksvmLiveWord_(at + 4ul).value;
-                result = packUint2x32(uvec2((entry & ~VKSVM_PTE_FLAGS) | (uint(va) & VKSVM_PTE_FLAGS), high));
-            }
+        // The table has a power of two of entries, so that nothing is compared before the load. The host changes an entry in one step,
+        // and devices that compute on the CPU load it in one; of others that is not known, and there the flags come first.
+        uint64_t at = vksvm_launch_.table + 8ul * (page & uint64_t(vksvm_launch_.pages - 1u));
+        uvec2 entry;
+        if (vksvm_is_lockstep_()) entry = unpackUint2x32(VksvmLivePte_(at).entry);
+        else {
+            entry.x = VksvmLiveWord_(at).value;
+            entry.y = VksvmLiveWord_(at + 4ul).value;
         }
+        // Now and then the slow path is taken for its safe point alone.
+        bool hit = page < uint64_t(vksvm_launch_.pages) && (entry.x & want) == want && (++vksvm_hits_ & 63u) != 0u;
+        uint64_t result = packUint2x32(uvec2((entry.x & ~VKSVM_PTE_FLAGS) | (uint(va) & VKSVM_PTE_FLAGS), entry.y));
         if (!hit) result = vksvm_slow_(va, bytes, write);
         if (!vksvm_is_lockstep_()) return result;
         VksvmLiveWord_ moved = VksvmLiveWord_(vksvm_unit_() + 4ul);

@@ -12,6 +12,8 @@ use crate::mm::pages::PageState;
 use crate::mm::state::{Fill, Lose, Quiet, commit, fill, quiet};
 use crate::mm::vma::Permission;
 use crate::observe::Counters;
+use crate::policy::Granule;
+use crate::track::TrackerKind;
 use std::time::Instant;
 
 /// What a page of a batch needs.
@@ -56,6 +58,25 @@ fn neighbourhood(span: PageRange, vma: PageRange) -> PageRange {
     PageRange::new(start.max(vma.start), end.min(vma.end))
 }
 
+/// Pages that are write-protected together while kernels run.
+const WIDE_PAGES: u32 = 64;
+
+/// What is write-protected along with `page`. Where threads run on other processors, as kernels do on devices that compute on the CPU, each
+/// call that changes an entry interrupts them all, which costs ten times the call; for pages that are protected already nothing is
+/// changed. The pages around, which the CPU may be using, are not locked: it can only lose permission to store, which costs it a fault
+/// that gives it back.
+fn widened(page: PageIndex, vma: PageRange) -> PageRange {
+    PageRange::of_len(PageIndex(page.0 / WIDE_PAGES * WIDE_PAGES), WIDE_PAGES).intersect(vma)
+}
+
+/// Adds `range` to ascending `runs`, the last of which it may follow or overlap.
+fn cover(runs: &mut Vec<PageRange>, range: PageRange) {
+    match runs.last_mut() {
+        Some(run) if run.end >= range.start => run.end = run.end.max(range.end),
+        _ => runs.push(range),
+    }
+}
+
 impl Service {
     /// Steps 2 to 4. Nothing, with nothing left to undo, if frames are lacking and none are to be made free. To make `Room` is for single
     /// parts.
@@ -91,13 +112,15 @@ impl Service {
 
     /// Step 2: after this, neither the CPU nor another device changes the home pages.
     fn quiet_cpu_side<'r>(&mut self, parts: &[Part], range: &'r Range<'_>) -> Result<Brackets<'r>, ServiceError> {
-        let Self { space, mirror, access, placements, lose_stores, lose_all, taking, .. } = self;
+        let Self { space, mirror, access, placements, lose_stores, lose_all, taking, live, .. } = self;
         let pages = &space.home().pages;
         let own = PageState::Device(mirror.number());
         let tracker = space.tracker();
         // What others are told, and of which pages: readers keep their copies unless somebody writes.
         let mut others: Vec<(Event, PageRange)> = Vec::new();
         let mut watched = PageRange::default();
+        // SIGSEGV's protection would show the CPU what it has lost; see `widened`.
+        let wide = *live && tracker.kind() == TrackerKind::Userfaultfd;
         let mut index = 0;
         lose_stores.clear();
         lose_all.clear();
@@ -118,7 +141,10 @@ impl Service {
                 loses |= lose != Lose::Nothing;
                 match lose {
                     Lose::Nothing => {}
-                    Lose::Stores => extend_runs(lose_stores, page),
+                    Lose::Stores if wide && !space.thrash().is_contested(Granule::of(page)) => {
+                        cover(lose_stores, widened(page, part.vma.range));
+                    }
+                    Lose::Stores => cover(lose_stores, PageRange::single(page)),
                     Lose::All => extend_runs(lose_all, page),
                 }
             }
