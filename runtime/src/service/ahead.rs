@@ -108,7 +108,7 @@ impl Service {
             let of_vma = &of_vma[..of_vma.partition_point(|fault| vma.range.contains(fault.page))];
             at += of_vma.len();
             let stores = || of_vma.iter().filter(|fault| fault.access == Access::Write).map(|fault| fault.page);
-            let (Some(low), Some(high)) = (stores().next(), stores().last()) else { continue };
+            let (Some(low), Some(high)) = (stores().next(), stores().next_back()) else { continue };
             let count = self.writes.round(vma.id.0, low, high);
             let behind = PageRange::of_len(high.plus(1), count).intersect(vma.range);
             let state = self.mirror.lock();
