@@ -3,7 +3,7 @@
 mod common;
 
 use common::device::{Watch, WatchedDevice};
-use common::{seed, soft, trackers};
+use common::{passed_in_own_process, seed, soft, trackers};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
@@ -220,5 +220,32 @@ fn each_allocation_that_is_refused_is_an_error_that_says_so_and_loses_nothing() 
             // Shared memory and windows alone are some; frames and staging come on top.
             assert!(allocations > 5, "what was refused?");
         }
+    }
+}
+
+#[test]
+fn what_a_device_wrote_comes_home_also_where_the_file_behind_the_heap_cannot_be_written() {
+    if passed_in_own_process("what_a_device_wrote_comes_home_also_where_the_file_behind_the_heap_cannot_be_written") {
+        return;
+    }
+    for tracker in trackers() {
+        let svm = soft(tracker, |builder| builder).unwrap();
+        let mut data = svm.heap().vec_zeroed::<[u32; WORDS]>(300).unwrap();
+        let kernel = assign(&svm);
+        kernel.launch([300, 1, 1]).write(&mut data[..]).value(7u64).run().unwrap();
+        let mut all = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: a plain system call that fills the structure.
+        assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &raw mut all) }, 0);
+        let none = libc::rlimit { rlim_cur: 0, ..all };
+        // SAFETY: plain system calls in a process of its own: files cannot grow from here on, and who tries gets an error and no signal.
+        unsafe {
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+            assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &raw const none), 0);
+        }
+        assert!(data.iter().all(|page| page[0] == 7));
+        // SAFETY: as above.
+        unsafe { assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &raw const all), 0) };
+        assert_eq!(svm.lost(), vksvm::service::LostPages::default());
+        assert!(svm.stats().pages_out >= 300, "{}", svm.stats());
     }
 }

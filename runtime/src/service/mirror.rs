@@ -426,7 +426,14 @@ impl DeviceMirror {
             // SAFETY: the frames are this mirror's, held under the update lock, and no kernel uses them any more. The pages are locked, so
             // nobody else writes them.
             let written = unsafe { self.home.views.write(run, frames.as_ptr()) };
-            self.came_home(state, pages, written.map_err(|error| error.to_string()));
+            match written {
+                Ok(()) => self.came_home(state, pages, Ok(())),
+                // Faults through the alias may still find memory; giving up would lose what the device wrote.
+                Err(_) => {
+                    filled.copies.push(*copy);
+                    filled.pages.extend(pages);
+                }
+            }
         }
         // SAFETY: as above; the alias is always writable.
         let copied = unsafe { self.device.copy_out(&filled.copies) };
