@@ -229,7 +229,8 @@ fn turns(suite: &mut Suite, games: &[Game], raw: &mut RawDuel, case: &str, pages
     if !suite.wants(case) {
         return Ok(());
     }
-    let time = Duration::from_millis(suite.size(1000, 250));
+    // With the policy off, a busy machine does not get round many pages in less.
+    let time = Duration::from_millis(suite.size(1000, if pages > 16 { 750 } else { 250 }));
     let mut throttled = Samples::default();
     let samples = suite.interleave(case, ROUNDS, games.len() + 1, |which| {
         if which == games.len() {

@@ -37,8 +37,9 @@ impl Service {
             let same = list[at..asked].iter().take_while(|other| other.vma.id == vma.id).count();
             let of_vma = list[at].span.faults.start..list[at + same - 1].span.faults.end;
             let contested = |fault: &PageFault| self.space.thrash().is_contested(Granule::of(fault.page));
-            // Where the other side is there, too, it takes back what is fetched ahead before it is used.
-            if vma.advice().is_random() || faults[of_vma.clone()].iter().any(contested) {
+            // Where the other side is there, too, it takes back what is fetched ahead before it is used. The round's ends tell enough.
+            let ends = [&faults[of_vma.start], &faults[of_vma.end - 1]];
+            if vma.advice().is_random() || ends.into_iter().any(contested) {
                 at += same;
                 continue;
             }
