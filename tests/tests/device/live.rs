@@ -9,15 +9,20 @@ use vksvm::kernel::KernelModule;
 use vksvm::{FaultMode, LaunchError, ThrashOptions, ThrashPolicy};
 use vksvm_tests::{Fixture, spirv, with};
 
-fn live() -> Fixture {
-    live_with(ThrashPolicy::default())
-}
-
 fn live_with(policy: ThrashPolicy) -> Fixture {
     let thrash = ThrashOptions { policy, ..ThrashOptions::default() };
     let svm = with(|builder| builder.fault_mode(FaultMode::Live).time_limit(Duration::from_secs(100)).thrash(thrash));
     assert!(svm.info().fault_mode.starts_with("live"), "{}", svm.info().fault_mode);
     svm
+}
+
+/// Tells threads, when it goes, that nobody waits for what they do any more.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A word of the heap, as CPU threads access it while a kernel runs.
@@ -74,9 +79,18 @@ fn no_store_is_lost_to_pages_that_the_cpu_keeps_taking_back() {
 
 #[test]
 fn a_million_numbers_go_to_a_running_kernel_and_back() {
+    ring(ThrashPolicy::default(), 1_000_000);
+}
+
+/// Without the policy, which soon leaves the pages at home, where nothing can be lost.
+#[test]
+fn numbers_go_to_a_running_kernel_and_back_over_pages_that_move() {
+    ring(ThrashPolicy::Off, 150_000);
+}
+
+fn ring(policy: ThrashPolicy, n: u32) {
     const CAPACITY: usize = 1 << 16;
-    const N: u32 = 1_000_000;
-    let svm = live();
+    let svm = live_with(policy);
     let heap = svm.heap();
     let mut from = heap.vec_zeroed::<u32>(CAPACITY).unwrap();
     let mut to = heap.vec_zeroed::<u32>(CAPACITY).unwrap();
@@ -86,14 +100,16 @@ fn a_million_numbers_go_to_a_running_kernel_and_back() {
     let (source, sink, at) = (from.as_mut_ptr() as usize, to.as_mut_ptr() as usize, positions.as_mut_ptr() as usize);
     let position = |which: usize| word(at as *mut u32, 1024 * which);
     let launch = kernel.launch([1, 1, 1]).write(&mut from[..]).write(&mut to[..]).write(&mut positions[..]);
-    let launch = launch.value([CAPACITY as u32, N]);
+    let launch = launch.value([CAPACITY as u32, n]);
+    let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let (over, _ends) = (&over, Ends(&over));
         let running = scope.spawn(|| launch.run());
         scope.spawn(move || {
             let mut put = 0u32;
-            while put < N {
+            while put < n && !over.load(Ordering::Relaxed) {
                 let room = position(1).load(Ordering::Acquire) + CAPACITY as u32 - put;
-                let batch = room.min(N - put).min(CAPACITY as u32 / 2);
+                let batch = room.min(n - put).min(CAPACITY as u32 / 2);
                 for item in put..put + batch {
                     word(source as *mut u32, item as usize % CAPACITY).store(item, Ordering::Relaxed);
                 }
@@ -103,7 +119,7 @@ fn a_million_numbers_go_to_a_running_kernel_and_back() {
             }
         });
         let mut taken = 0u32;
-        while taken < N && !running.is_finished() {
+        while taken < n && !running.is_finished() {
             let until = position(2).load(Ordering::Acquire);
             for item in taken..until {
                 let found = word(sink as *mut u32, item as usize % CAPACITY).load(Ordering::Relaxed);
@@ -114,7 +130,7 @@ fn a_million_numbers_go_to_a_running_kernel_and_back() {
             std::thread::sleep(Duration::from_micros(300));
         }
         running.join().unwrap().unwrap();
-        assert_eq!(position(2).load(Ordering::Acquire), N);
+        assert_eq!(position(2).load(Ordering::Acquire), n);
     });
 }
 
