@@ -26,6 +26,7 @@ void link_end() { vksvm_finish_(); }
 
 // Before anything else in a kernel with barriers.
 void link_begin_barriers() {
+    if (vksvm_is_direct_()) return;
     if (gl_LocalInvocationIndex == 0u) {
         link_poison_[0] = 0u;
         link_poison_[1] = 0u;
@@ -38,6 +39,7 @@ void link_before_barrier() {
 }
 
 void link_after_barrier() {
+    if (vksvm_is_direct_()) return;
     if (atomicOr(link_poison_[link_turn_], 0u) != 0u) {
         link_group_poisoned_ = true;
         if (!vksvm_poisoned()) vksvm_poison_();
@@ -46,7 +48,7 @@ void link_after_barrier() {
 }
 
 bool link_poisoned() { return vksvm_poisoned(); }
-bool link_group_poisoned() { return link_group_poisoned_; }
+bool link_group_poisoned() { return !vksvm_is_direct_() && link_group_poisoned_; }
 uvec3 link_workgroup() { return vksvm_workgroup_id(); }
 uvec3 link_global(const uvec3 size) { return vksvm_workgroup_id() * size + gl_LocalInvocationID; }
 uvec3 link_grid() {
@@ -63,19 +65,63 @@ void link_end_write(const uint64_t va, const uint bytes, const uint64_t address)
     vksvm_end_write(va, bytes, address);
 }
 
-// The same for what most likely lies in a run: what `va`, `bytes` and `device` of one say follows `in`.
+// The same for what comes from an argument by arithmetic alone, whose run follows: what `va`, `bytes` and `device` of it say, `in`.
 uint64_t link_run_read(const uint64_t va, const uint64_t in_va, const uint64_t in_bytes, const uint64_t in_device) {
+    if (vksvm_is_direct_()) return va + in_device;
     return vksvm_run_read_(VksvmRun(in_va, in_bytes, in_device), va, 0u);
 }
 uint64_t link_run_write(const uint64_t va, const uint64_t in_va, const uint64_t in_bytes, const uint64_t in_device) {
+    if (vksvm_is_direct_()) return va + in_device;
     return vksvm_run_write_(VksvmRun(in_va, in_bytes, in_device), va, 0u);
 }
 uint64_t link_run_read_object(const uint64_t va, const uint bytes, const uint64_t in_va, const uint64_t in_bytes,
                               const uint64_t in_device) {
+    if (vksvm_is_direct_()) return va + in_device;
     return vksvm_run_read_(VksvmRun(in_va, in_bytes, in_device), va, bytes);
 }
 uint64_t link_run_begin_write(const uint64_t va, const uint bytes, const uint64_t in_va, const uint64_t in_bytes,
                               const uint64_t in_device) {
+    if (vksvm_is_direct_()) return va + in_device;
+    return vksvm_run_write_(VksvmRun(in_va, in_bytes, in_device), va, bytes);
+}
+
+// The same for arguments that nothing else is done with, to which what is to be added was added before the launch.
+uint64_t link_own_read(const uint64_t va, const uint64_t in_va, const uint64_t in_bytes, const uint64_t in_device) {
+    if (vksvm_is_direct_()) return va;
+    return vksvm_run_read_(VksvmRun(in_va, in_bytes, in_device), va, 0u);
+}
+uint64_t link_own_write(const uint64_t va, const uint64_t in_va, const uint64_t in_bytes, const uint64_t in_device) {
+    if (vksvm_is_direct_()) return va;
+    return vksvm_run_write_(VksvmRun(in_va, in_bytes, in_device), va, 0u);
+}
+uint64_t link_own_read_object(const uint64_t va, const uint bytes, const uint64_t in_va, const uint64_t in_bytes,
+                              const uint64_t in_device) {
+    if (vksvm_is_direct_()) return va;
+    return vksvm_run_read_(VksvmRun(in_va, in_bytes, in_device), va, bytes);
+}
+uint64_t link_own_begin_write(const uint64_t va, const uint bytes, const uint64_t in_va, const uint64_t in_bytes,
+                              const uint64_t in_device) {
+    if (vksvm_is_direct_()) return va;
+    return vksvm_run_write_(VksvmRun(in_va, in_bytes, in_device), va, bytes);
+}
+
+// The same for what most likely lies in a run, but need not.
+uint64_t link_near_read(const uint64_t va, const uint64_t in_va, const uint64_t in_bytes, const uint64_t in_device) {
+    if (vksvm_is_direct_()) return va + vksvm_launch_.table;
+    return vksvm_run_read_(VksvmRun(in_va, in_bytes, in_device), va, 0u);
+}
+uint64_t link_near_write(const uint64_t va, const uint64_t in_va, const uint64_t in_bytes, const uint64_t in_device) {
+    if (vksvm_is_direct_()) return va + vksvm_launch_.table;
+    return vksvm_run_write_(VksvmRun(in_va, in_bytes, in_device), va, 0u);
+}
+uint64_t link_near_read_object(const uint64_t va, const uint bytes, const uint64_t in_va, const uint64_t in_bytes,
+                               const uint64_t in_device) {
+    if (vksvm_is_direct_()) return va + vksvm_launch_.table;
+    return vksvm_run_read_(VksvmRun(in_va, in_bytes, in_device), va, bytes);
+}
+uint64_t link_near_begin_write(const uint64_t va, const uint bytes, const uint64_t in_va, const uint64_t in_bytes,
+                               const uint64_t in_device) {
+    if (vksvm_is_direct_()) return va + vksvm_launch_.table;
     return vksvm_run_write_(VksvmRun(in_va, in_bytes, in_device), va, bytes);
 }
 
@@ -91,5 +137,9 @@ void main() {
     link_end_write(all, 8u, link_begin_write(all, 8u));
     all += link_run_read(all, all, all, all) + link_run_write(all, all, all, all);
     link_end_write(all, 8u, link_run_read_object(all, 8u, all, all, all) + link_run_begin_write(all, 8u, all, all, all));
+    all += link_near_read(all, all, all, all) + link_near_write(all, all, all, all);
+    all += link_near_read_object(all, 8u, all, all, all) + link_near_begin_write(all, 8u, all, all, all);
+    all += link_own_read(all, all, all, all) + link_own_write(all, all, all, all);
+    all += link_own_read_object(all, 8u, all, all, all) + link_own_begin_write(all, 8u, all, all, all);
     link_end();
 }

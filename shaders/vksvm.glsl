@@ -154,6 +154,7 @@ uint vksvm_hits_;
 #define VKSVM_WRITE_WANT_ (VKSVM_PTE_VALID | VKSVM_PTE_WRITABLE | VKSVM_PTE_ACCESSED | VKSVM_PTE_DIRTY)
 
 bool vksvm_is_fast_() { return (vksvm_variant_ & VKSVM_VARIANT_FAST) != 0u; }
+bool vksvm_is_direct_() { return (vksvm_variant_ & VKSVM_VARIANT_DIRECT) != 0u; }
 bool vksvm_is_live_() { return (vksvm_variant_ & VKSVM_VARIANT_LIVE) != 0u; }
 bool vksvm_is_lockstep_() { return (vksvm_variant_ & VKSVM_VARIANT_LOCKSTEP) != 0u; }
 
@@ -220,9 +221,9 @@ void vksvm_move_() {
 
 bool vksvm_start_() {
     vksvm_slot_ = gl_WorkGroupID.x + gl_WorkGroupID.y * gl_NumWorkGroups.x;
-    if (vksvm_slot_ >= vksvm_launch_.count) return false;
+    if (!vksvm_is_direct_() && vksvm_slot_ >= vksvm_launch_.count) return false;
     vksvm_workgroup_ = vksvm_launch_.first + vksvm_slot_;
-    if (!vksvm_is_fast_() && (vksvm_launch_.flags & VKSVM_LAUNCH_LISTED) != 0u)
+    if (!vksvm_is_fast_() && !vksvm_is_direct_() && (vksvm_launch_.flags & VKSVM_LAUNCH_LISTED) != 0u)
         vksvm_workgroup_ = VksvmWord_(VksvmControl_(vksvm_launch_.control).list + 4ul * vksvm_slot_).value;
     // Divisions are dear: where every invocation does little, they would be most of it.
     if ((vksvm_variant_ & VKSVM_VARIANT_LINEAR) != 0u) {
@@ -233,6 +234,7 @@ bool vksvm_start_() {
                                     rows / vksvm_launch_.grid_y);
     }
     vksvm_poisoned_ = false;
+    if (vksvm_is_direct_()) return true;
     vksvm_stored_ = false;
     vksvm_site_ = 0u;
     vksvm_write_want_ = VKSVM_WRITE_WANT_;
@@ -251,6 +253,7 @@ bool vksvm_start_() {
 }
 
 void vksvm_finish_() {
+    if (vksvm_is_direct_()) return;
     if (vksvm_is_fast_()) {
         uint bit = 1u << (vksvm_slot_ & 31u);
         if (vksvm_poisoned_) atomicOr(VksvmWord_(vksvm_replay_map_()).value, bit);
@@ -278,7 +281,7 @@ void vksvm_safe_point() {
 }
 
 // Whether this invocation's work is void: a page was missing and the workgroup will run again.
-bool vksvm_poisoned() { return vksvm_poisoned_; }
+bool vksvm_poisoned() { return !vksvm_is_direct_() && vksvm_poisoned_; }
 
 // The workgroup's id in the launch's grid; use it instead of gl_WorkGroupID.
 uvec3 vksvm_workgroup_id() { return vksvm_workgroup_id_; }
@@ -490,6 +493,7 @@ uint64_t vksvm_translate_fast_(uint64_t va, bool write, out uint64_t entry) {
 }
 
 uint64_t vksvm_translate_(uint64_t va, uint bytes, uint want, bool write) {
+    if (vksvm_is_direct_()) return va + vksvm_launch_.table;
     if ((vksvm_variant_ & VKSVM_VARIANT_COUNT) != 0u)
         atomicAdd(VksvmControl_(vksvm_launch_.control).translations, 1u);
     if (vksvm_is_fast_()) {
@@ -525,7 +529,7 @@ uint64_t vksvm_array_read(VksvmArray array, uint64_t offset) {
 // Device address for storing, or for an atomic on, an aligned scalar or vector `offset` bytes into `array`.
 uint64_t vksvm_array_write(VksvmArray array, uint64_t offset) {
     if ((vksvm_variant_ & VKSVM_VARIANT_ARRAYS) == 0u) return vksvm_write(array.va + offset);
-    bool looks = vksvm_is_fast_() || (vksvm_write_want_ & VKSVM_PTE_NEVER) != 0u;
+    bool looks = !vksvm_is_direct_() && (vksvm_is_fast_() || (vksvm_write_want_ & VKSVM_PTE_NEVER) != 0u);
     if (looks && !vksvm_may_store_()) return vksvm_not_stored_(array.va + offset, array.device + offset);
     return array.device + offset;
 }
@@ -600,6 +604,7 @@ uint64_t vksvm_object_fast_(uint64_t va, uint bytes, bool write) {
 
 // Translates an object that may straddle two pages.
 uint64_t vksvm_object_(uint64_t va, uint bytes, bool write) {
+    if (vksvm_is_direct_()) return va + vksvm_launch_.table;
     if (vksvm_is_fast_()) return vksvm_object_fast_(va, bytes, write);
     uint head = VKSVM_PAGE_SIZE - (uint(va) & 0xFFFu);
     bool straddles = bytes > head;
@@ -650,6 +655,7 @@ uint64_t vksvm_begin_write(uint64_t va, uint bytes) {
 
 // Makes what was stored through vksvm_begin_write() part of the object.
 void vksvm_end_write(uint64_t va, uint bytes, uint64_t address) {
+    if (vksvm_is_direct_()) return;
     if (vksvm_is_fast_() && (vksvm_variant_ & VKSVM_VARIANT_IDEMPOTENT) != 0u) return;
     uint head = VKSVM_PAGE_SIZE - (uint(va) & 0xFFFu);
     if (bytes <= head) return;

@@ -122,5 +122,9 @@
 // All is expected to be there: a miss is not reported, it only marks the workgroup for replay, when the invocation ends. The
 // dispatch is not listed.
 #define VKSVM_VARIANT_FAST 128
+// All that the kernel may touch is there and marked as used, and the kernel is confined to it: an address is translated by adding a
+// constant to it. The launch block's `table` is that constant; for what is reached from an argument by arithmetic alone, its run's
+// `device` is, or it was added to the argument already. The dispatch is not listed and has no more workgroups than `count`.
+#define VKSVM_VARIANT_DIRECT 256
 
 #endif

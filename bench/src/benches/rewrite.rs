@@ -49,11 +49,15 @@ fn measure(
     let rewritten = idempotent(svm, "rewritten", plain)?;
     ensure!(rewritten.module().rewritten.is_some(), "{case} is no plain shader");
     let include = idempotent(svm, "include", include)?;
-    let samples = suite.interleave(case, ROUNDS, 3, |which| {
+    // SAFETY: the benches' kernels stay inside what their launches name.
+    let confined = unsafe { idempotent(svm, "confined", plain)?.confined() };
+    let direct = svm.stats().direct_dispatches;
+    let samples = suite.interleave(case, ROUNDS, 4, |which| {
         let (time, done) = seconds(|| match which {
             0 => work.launch(&rewritten, Arguments::Pointers),
             1 => work.peer().run(),
-            _ => work.launch(&include, Arguments::Pointers),
+            2 => work.launch(&include, Arguments::Pointers),
+            _ => work.launch(&confined, Arguments::Pointers),
         });
         done.map(|()| time)
     })?;
@@ -61,6 +65,9 @@ fn measure(
     row.against("raw addresses", &samples[0], &samples[1]).wanted(Wanted::RatioAtMost(wanted));
     let row = suite.row(case, "launch", "s", &samples[0]);
     row.against("vksvm.glsl, pointers", &samples[0], &samples[2]).wanted(Wanted::RatioAtMost(1.10));
+    ensure!(svm.stats().direct_dispatches > direct, "{case} was never run without checks");
+    let row = suite.row(case, "all resident", "s", &samples[3]);
+    row.against("raw addresses", &samples[3], &samples[1]).wanted(Wanted::RatioAtMost(1.02));
     work.check()
 }
 

@@ -2,7 +2,9 @@
 //!
 //! Frames come in large slabs from the device. The first page of a VMA that needs a frame reserves a
 //! contiguous run for the whole VMA if there is room, so that neighbouring pages are neighbouring frames: copies
-//! stay long and objects that straddle pages need no assembling. When room gets short, the unused parts of reservations are
+//! stay long and objects that straddle pages need no assembling. Where slabs are small beside the limit, they are made larger than what
+//! they are needed for, and VMAs keep their distances inside: each page at its own place in the part of the heap that the slab mirrors. So CPU and
+//! device addresses differ by the same number for many VMAs (`kernel/direct.rs`). When room gets short, the unused parts of reservations are
 //! given up, and from then on single frames are handed out.
 //!
 //! The limit may change at any time. When it falls, slabs are *closed* until those that stay open fit: no frame of a closed slab is
@@ -18,6 +20,10 @@ use std::sync::Arc;
 
 /// Smallest slab asked of the device, in frames: 16 MiB.
 const SLAB_FRAMES: u32 = 4096;
+/// The part of the limit that a slab may take which is larger than it need be: one in so many.
+const ROOMY_PART: u32 = 8;
+/// Frames of such a slab, at most: 256 MiB.
+const ROOMY_FRAMES: u32 = 1 << 16;
 /// No page: the frame is free.
 const NO_PAGE: u32 = u32::MAX;
 /// No frame: its slab was given back.
@@ -39,6 +45,8 @@ struct SlabEntry {
     frames: u32,
     used: u32,
     closed: bool,
+    /// The page whose place is the first frame, in slabs that VMAs keep their distances in.
+    mirrors: Option<PageIndex>,
     slab: Arc<dyn Slab>,
 }
 
@@ -296,20 +304,19 @@ impl FramePool {
         if wanted < 2 || wanted > headroom / 2 {
             return Ok(false);
         }
-        let fits = |pool: &Self| pool.free_by_length.range((wanted, 0)..).next().map(|&(_, start)| start);
-        let start = match fits(self) {
+        let start = match self.own_place(vma).or_else(|| self.any_place(wanted)) {
             Some(start) => start,
             None => {
-                if !self.grow(device, wanted)? {
+                if !self.grow_around(device, vma)? && !self.grow(device, wanted)? {
                     return Ok(false);
                 }
-                match fits(self) {
+                match self.own_place(vma).or_else(|| self.any_place(wanted)) {
                     Some(start) => start,
                     None => return Ok(false),
                 }
             }
         };
-        self.carve(start, wanted);
+        self.carve_at(start, wanted);
         let index = self.reservations.iter().position(Option::is_none).unwrap_or_else(|| {
             self.reservations.push(None);
             self.reservations.len() - 1
@@ -320,6 +327,31 @@ impl FramePool {
             frame.reservation = index as u32 + 1;
         }
         Ok(true)
+    }
+
+    /// Where a run of this length is free.
+    fn any_place(&self, wanted: u32) -> Option<u32> {
+        self.free_by_length.range((wanted, 0)..).next().map(|&(_, start)| start)
+    }
+
+    /// The place of a VMA in the slab that mirrors its part of the heap, if it is free.
+    fn own_place(&self, vma: PageRange) -> Option<u32> {
+        self.slabs.iter().filter(|slab| !slab.closed).find_map(|slab| {
+            let offset = vma.start.0.checked_sub(slab.mirrors?.0).filter(|offset| *offset < slab.frames)?;
+            let start = slab.first + offset;
+            let (&run, &length) = self.free.range(..=start).next_back()?;
+            (start + vma.len() <= run + length).then_some(start)
+        })
+    }
+
+    /// Adds a slab that mirrors the part of the heap around a VMA, where it is small beside the limit. False if not.
+    fn grow_around(&mut self, device: &dyn Device, vma: PageRange) -> Result<bool, DeviceError> {
+        let frames = ROOMY_FRAMES.min(self.limit / ROOMY_PART);
+        let frames = if frames < 2 * SLAB_FRAMES { return Ok(false) } else { 1 << frames.ilog2() };
+        // Halves, so that what lies in one has the other beside it.
+        let start = vma.start.0 / (frames / 2) * (frames / 2);
+        let fits = vma.end.0 <= start.saturating_add(frames);
+        Ok(fits && self.add_slab(device, frames, Some(PageIndex(start)))?)
     }
 
     fn give_up_reservations(&mut self) {
@@ -349,18 +381,25 @@ impl FramePool {
         if size < frames || size == 0 || self.refused {
             return Ok(false);
         }
+        let added = self.add_slab(device, size, None)?;
+        self.refused = !added;
+        Ok(added)
+    }
+
+    /// Adds a slab of `size` frames. False if the device has no memory for it, or the limit does not allow it.
+    fn add_slab(&mut self, device: &dyn Device, size: u32, mirrors: Option<PageIndex>) -> Result<bool, DeviceError> {
+        if self.refused || size > self.limit.saturating_sub(self.allocated) {
+            return Ok(false);
+        }
         let slab = match device.slab(size as usize * PAGE_SIZE) {
             Ok(slab) => slab,
-            Err(DeviceError::OutOfMemory { .. }) => {
-                self.refused = true;
-                return Ok(false);
-            }
+            Err(DeviceError::OutOfMemory { .. }) => return Ok(false),
             Err(error) => return Err(error),
         };
         let first = self.numbers(size);
         let at = self.slabs.partition_point(|slab| slab.first < first);
         self.by_address.insert(slab.address().0, (first, size));
-        self.slabs.insert(at, SlabEntry { first, frames: size, used: 0, closed: false, slab });
+        self.slabs.insert(at, SlabEntry { first, frames: size, used: 0, closed: false, mirrors, slab });
         self.allocated += size;
         // Slabs are not neighbours on the device, so their runs must not merge: see `add_free`.
         self.add_free(first, size);
@@ -391,26 +430,103 @@ impl FramePool {
         }
     }
 
-    fn add_free(&mut self, mut start: u32, mut count: u32) {
+    /// Takes `count` frames from `start` on out of the free run that they lie in.
+    fn carve_at(&mut self, start: u32, count: u32) {
+        let run = self.free.range(..=start).next_back().map_or(start, |(&run, _)| run);
+        if run < start {
+            let length = self.free[&run];
+            self.carve(run, length);
+            // Apart, so that what is between is not merged again.
+            self.insert_free(run, start - run);
+            self.insert_free(start, run + length - start);
+        }
+        self.carve(start, count);
+    }
+
+    fn insert_free(&mut self, start: u32, count: u32) {
         self.free_frames += count;
-        let is_slab_start = |at: u32| self.slabs.binary_search_by_key(&at, |slab| slab.first).is_ok();
+        self.free.insert(start, count);
+        self.free_by_length.insert((count, start));
+    }
+
+    fn is_slab_start(&self, frame: u32) -> bool {
+        self.slabs.binary_search_by_key(&frame, |slab| slab.first).is_ok()
+    }
+
+    fn add_free(&mut self, mut start: u32, mut count: u32) {
         if let Some((&before, &length)) = self.free.range(..start).next_back()
             && before + length == start
-            && !is_slab_start(start)
+            && !self.is_slab_start(start)
         {
-            self.free.remove(&before);
-            self.free_by_length.remove(&(length, before));
+            self.carve(before, length);
             start = before;
             count += length;
         }
         if let Some(&length) = self.free.get(&(start + count))
-            && !is_slab_start(start + count)
+            && !self.is_slab_start(start + count)
         {
-            self.free.remove(&(start + count));
-            self.free_by_length.remove(&(length, start + count));
+            self.carve(start + count, length);
             count += length;
         }
-        self.free.insert(start, count);
-        self.free_by_length.insert((count, start));
+        self.insert_free(start, count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::soft::{SoftDevice, SoftOptions};
+
+    /// How far a page is from the frame it gets.
+    fn distance(pool: &mut FramePool, device: &SoftDevice, vma: PageRange, page: u32) -> u64 {
+        let frame = pool.place(device, vma, PageIndex(page)).unwrap().expect("there is room");
+        pool.address(frame).0.wrapping_sub(u64::from(page) * PAGE_SIZE as u64)
+    }
+
+    fn vma(start: u32, pages: u32) -> PageRange {
+        PageRange::of_len(PageIndex(start), pages)
+    }
+
+    #[test]
+    fn vmas_keep_their_distances_while_frames_are_plentiful() {
+        let device = SoftDevice::new(&SoftOptions::default()).unwrap();
+        let mut pool = FramePool::new(1 << 18);
+        let first = distance(&mut pool, &device, vma(5000, 300), 5010);
+        assert_eq!(distance(&mut pool, &device, vma(20_000, 4000), 23_999), first);
+        assert_eq!(distance(&mut pool, &device, vma(4990, 10), 4990), first);
+        assert_eq!(distance(&mut pool, &device, vma(5000, 300), 5299), first);
+        // Too far away: another slab, and there the same again.
+        let far = distance(&mut pool, &device, vma(200_000, 100), 200_000);
+        assert_ne!(far, first);
+        assert_eq!(distance(&mut pool, &device, vma(200_100, 100), 200_199), far);
+        assert_eq!(pool.usage().used, 6);
+    }
+
+    #[test]
+    fn a_place_that_is_taken_is_not_given_twice() {
+        let device = SoftDevice::new(&SoftOptions::default()).unwrap();
+        let mut pool = FramePool::new(1 << 16);
+        let mut given = BTreeSet::new();
+        // Of the first VMA, the frames stay when its reservation ends.
+        for (start, pages) in [(100, 200), (100, 200), (150, 50), (90, 300), (0, 3000), (8000, 200)] {
+            for page in start..start + pages {
+                let frame = pool.place(&device, vma(start, pages), PageIndex(page)).unwrap().expect("there is room");
+                assert!(given.insert(frame), "{frame:?} for page {page}");
+            }
+            pool.forget(vma(start, pages));
+        }
+        assert_eq!(pool.usage().used as usize, given.len());
+        for frame in given {
+            pool.release(frame);
+        }
+        assert_eq!((pool.usage().used, pool.free_frames), (0, pool.allocated));
+    }
+
+    #[test]
+    fn few_frames_are_taken_from_the_device_as_they_are_needed() {
+        let device = SoftDevice::new(&SoftOptions::default()).unwrap();
+        let mut pool = FramePool::new(2 * SLAB_FRAMES);
+        distance(&mut pool, &device, vma(100, 50), 100);
+        assert_eq!(pool.usage().allocated, SLAB_FRAMES);
     }
 }

@@ -117,6 +117,8 @@ pub mod variant {
     pub const LIVE: u32 = define("VKSVM_VARIANT_LIVE");
     /// Misses are not reported: for dispatches in which all is expected to be there.
     pub const FAST: u32 = define("VKSVM_VARIANT_FAST");
+    /// Addresses are translated by adding a constant, and nothing is checked.
+    pub const DIRECT: u32 = define("VKSVM_VARIANT_DIRECT");
     /// Workgroups move over as one.
     pub const LOCKSTEP: u32 = define("VKSVM_VARIANT_LOCKSTEP");
 }
@@ -154,7 +156,7 @@ pub struct LaunchBlock {
     pub control: DeviceAddress,
     /// CPU address of page 0.
     pub heap_base: u64,
-    /// The page table's entry of page 0.
+    /// The page table's entry of page 0; in direct variants, what is to be added to CPU addresses.
     pub table: DeviceAddress,
     /// Entries in the page table.
     pub pages: u32,

@@ -71,23 +71,31 @@ impl Executor {
         if !self.passes_arrays(job) || too_many {
             return Ok(());
         }
-        let mirror = self.mirror.clone();
+        let spans = job.arrays.iter().map(|array| (array.pages, array.access)).collect::<Vec<_>>();
+        let missing = self.missing(job, &spans)?;
+        self.bring(job, missing)
+    }
+
+    /// What of `spans` is not on the device.
+    pub(super) fn missing(&mut self, job: &Job, spans: &[(PageRange, Access)]) -> Result<Vec<PageFault>, LaunchError> {
         // The table must cover pages that no kernel has asked for yet.
-        let covered = mirror.table(&mirror.close_gate());
+        let covered = self.mirror.table(&self.mirror.close_gate()).map(drop);
         covered.map_err(|error| self.device_failed(job, error))?;
-        self.faults.clear();
-        for array in &job.arrays {
-            let missing = self.mirror.missing(array.pages, array.access);
-            self.faults.extend(missing.map(|page| PageFault { page, access: array.access }));
-        }
-        if self.faults.is_empty() {
-            return Ok(());
-        }
         let mut faults = std::mem::take(&mut self.faults);
-        let served = self.service.serve(&mut faults, false);
+        faults.clear();
+        for &(pages, access) in spans {
+            faults.extend(self.mirror.missing(pages, access).map(|page| PageFault { page, access }));
+        }
+        Ok(faults)
+    }
+
+    /// Brings pages to the device, as far as there is room.
+    pub(super) fn bring(&mut self, job: &Job, mut faults: Vec<PageFault>) -> Result<(), LaunchError> {
+        let served =
+            if faults.is_empty() { Ok(0) } else { self.service.serve(&mut faults, false).map(|one| one.short) };
+        faults.clear();
         self.faults = faults;
-        let served = served.map_err(|error| self.failed(job, error))?;
-        if served.short > 0 {
+        if served.map_err(|error| self.failed(job, error))? > 0 {
             // Frames are short: nothing waits for these pages, so others may have their frames.
             self.service.begin_launch();
         }

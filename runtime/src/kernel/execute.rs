@@ -34,7 +34,7 @@ use crate::mm::space::AddressSpace;
 use crate::mm::vma::Permission;
 use crate::observe::{Counters, Stats};
 use crate::policy::Habit;
-use crate::service::{DeviceMirror, PageFault, Service};
+use crate::service::{DeviceMirror, GateGuard, PageFault, Service};
 use crossbeam_channel::{Receiver, Sender};
 use hashbrown::HashSet;
 use std::collections::VecDeque;
@@ -66,6 +66,7 @@ pub type LaunchReport = Stats;
 pub(crate) struct Job {
     pub(crate) kernel: Arc<KernelModule>,
     pub(crate) idempotent: bool,
+    pub(crate) confined: bool,
     pub(crate) grid: [u32; 3],
     pub(crate) arguments: Vec<u8>,
     pub(crate) arrays: Vec<ArrayArgument>,
@@ -100,7 +101,7 @@ impl WorkList {
     }
 
     /// Cuts off all but the first `count` workgroups.
-    fn split_off(&mut self, count: u32) -> Self {
+    pub(super) fn split_off(&mut self, count: u32) -> Self {
         match self {
             Self::Span { first, count: all } => {
                 let rest = Self::Span { first: *first + count, count: *all - count };
@@ -304,7 +305,8 @@ impl Executor {
         self.service.begin_launch();
         let (space, number) = (self.space.clone(), self.mirror.number());
         space.thrash().launch_begins(number);
-        let result = self.bring_arrays(job).and_then(|()| self.run_slices(job));
+        let brought = self.bring_arrays(job).and_then(|()| self.complete(job));
+        let result = brought.and_then(|()| self.run_slices(job));
         space.thrash().launch_ends(number);
         self.abandon_held();
         if self.space.driver_cpu_faults() != driver_faults {
@@ -440,6 +442,9 @@ impl Executor {
             // Arrays stay where they are while the gate is closed, which live passes leave open.
             let may_wait = !self.passes_arrays(job) && !std::mem::replace(&mut waited, true);
             let live = self.options.live.filter(|_| may_wait);
+            if fresh && self.direct_pass(job, &list)? {
+                return Ok(Attempt::Done);
+            }
             if live.is_none() && fruitless == 0 && self.expects_hits(job, &list) {
                 match self.fast_pass(job, list)? {
                     Some(missed) => list = missed,
@@ -519,18 +524,33 @@ impl Executor {
         job: &Job,
         list: &WorkList,
         bits: u32,
-        gate: &crate::service::GateGuard<'_>,
+        gate: &GateGuard<'_>,
     ) -> Result<Pass, LaunchError> {
         let mut prepared = self.prepare(job, list, gate)?;
-        let mut bits = bits | self.common_bits(job);
-        let arguments = &mut prepared.push[size_of::<LaunchBlock>()..];
-        if self.passes_arrays(job) && arrays::resolve(&self.mirror, gate, &job.arrays, arguments) {
-            bits |= variant::ARRAYS;
-        }
+        let bits = bits | self.resolve_arrays(job, gate, &mut prepared);
         if bits & variant::FAST != 0 {
             Counters::add(&self.counters.fast_dispatches, 1);
             self.place_runs(job, gate, &mut prepared.push);
         }
+        self.run_prepared(job, list, bits, &prepared)
+    }
+
+    /// Fills the device addresses of arrays in; returns the variant that uses them, if all qualify.
+    pub(super) fn resolve_arrays(&self, job: &Job, gate: &GateGuard<'_>, prepared: &mut Prepared) -> u32 {
+        let arguments = &mut prepared.push[size_of::<LaunchBlock>()..];
+        let resolved = self.passes_arrays(job) && arrays::resolve(&self.mirror, gate, &job.arrays, arguments);
+        if resolved { variant::ARRAYS } else { 0 }
+    }
+
+    /// Runs what was prepared, with the gate closed since.
+    pub(super) fn run_prepared(
+        &mut self,
+        job: &Job,
+        list: &WorkList,
+        bits: u32,
+        prepared: &Prepared,
+    ) -> Result<Pass, LaunchError> {
+        let bits = bits | self.common_bits(job);
         let dispatch = Dispatch { kernel: &job.kernel, variant: bits, push: &prepared.push, groups: prepared.groups };
         let time = match self.mirror.device().run(&dispatch) {
             Ok(time) => time,
@@ -558,12 +578,17 @@ impl Executor {
         unsafe { self.mirror.epochs().control().host().add(offset) }.cast()
     }
 
+    /// Most workgroups of a dispatch side by side.
+    pub(super) fn row(&self) -> u32 {
+        self.mirror.device().info().dispatch[0].min(1 << 15)
+    }
+
     /// Writes the work list and clears the maps and counters for a dispatch of `list`.
     pub(super) fn prepare(
         &mut self,
         job: &Job,
         list: &WorkList,
-        gate: &crate::service::GateGuard<'_>,
+        gate: &GateGuard<'_>,
     ) -> Result<Prepared, LaunchError> {
         let count = list.len();
         let (table, pages) = self.mirror.table(gate).map_err(|error| self.device_failed(job, error))?;
@@ -601,8 +626,8 @@ impl Executor {
         let mut push = bytemuck::bytes_of(&block).to_vec();
         push.extend_from_slice(&job.arguments);
         push.resize(job.kernel.push_bytes(), 0);
-        let limit = self.mirror.device().info().dispatch[0].min(1 << 15);
-        let groups = if count <= limit { [count, 1] } else { [limit, count.div_ceil(limit)] };
+        let row = self.row();
+        let groups = if count <= row { [count, 1] } else { [row, count.div_ceil(row)] };
         Ok(Prepared { push, groups })
     }
 

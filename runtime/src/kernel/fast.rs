@@ -33,6 +33,8 @@ pub(crate) struct PointerArgument {
     pub(crate) page: PageIndex,
     /// The pages of what it points to; its VMA's, if that is not known.
     pub(crate) pages: PageRange,
+    /// How what it points to may be accessed; none, if it is not known what that is.
+    pub(crate) access: Option<Access>,
 }
 
 impl Executor {

@@ -21,13 +21,14 @@ pub struct Kernel {
     inner: Arc<Inner>,
     module: Arc<KernelModule>,
     idempotent: bool,
+    confined: bool,
 }
 
 impl Kernel {
     pub(crate) fn new(inner: Arc<Inner>, module: KernelModule) -> Self {
         // Rewriting may have proven it.
         let idempotent = module.rewritten.is_some_and(|stats| stats.replayable());
-        Self { inner, module: Arc::new(module), idempotent }
+        Self { inner, module: Arc::new(module), idempotent, confined: false }
     }
 
     /// Declares that running a workgroup again, over what it already stored and whatever other workgroups stored meanwhile, gives
@@ -36,6 +37,22 @@ impl Kernel {
     #[must_use]
     pub fn idempotent(mut self) -> Self {
         self.idempotent = true;
+        self
+    }
+
+    /// Declares that the kernel stays inside what its launches are given by reference. While all of that is on the device, in
+    /// contiguous frames, launches check nothing any more and cost what raw device addresses cost; and they count all of it as
+    /// accessed, and what they are given for writing as written. Without effect in live mode, and for launches that are given raw
+    /// pointers to anything else. To look for mistakes, open the runtime with `direct_arrays(false)` (`VKSVM_ARRAYS=0`): then every access is checked.
+    ///
+    /// # Safety
+    /// The kernel must access nothing but the objects that its launches are given with [`Launch::read`] and [`Launch::write`] (and their
+    /// kin for arrays), and store to the latter only; also where it finds pointers in memory. An address that it computes by adding to one of its
+    /// pointer arguments must lie in that argument's object, as with pointers in C. It must not dereference null or dangling pointers: what
+    /// is an error without this declaration reads or destroys memory with it.
+    #[must_use]
+    pub unsafe fn confined(mut self) -> Self {
+        self.confined = true;
         self
     }
 
@@ -65,6 +82,9 @@ impl Drop for Kernel {
     }
 }
 
+/// Bytes of an object, and how it may be accessed.
+type Object = (usize, Access);
+
 /// A launch being described. Arguments are pushed in the order of the kernel's `VKSVM_ARGS`, each at the alignment of its
 /// type, as std430 lays them out.
 #[must_use = "a launch does nothing until it is run or submitted"]
@@ -77,8 +97,8 @@ pub struct Launch<'a> {
     arrays: Vec<(usize, VirtAddr, usize, Access)>,
     /// What the launch was given by reference: start, bytes, access.
     spans: Vec<(VirtAddr, usize, Access)>,
-    /// Of pointers: offset among the arguments, start, bytes if they are known.
-    places: Vec<(usize, VirtAddr, usize)>,
+    /// Of pointers: offset among the arguments, start, and what is known of the object there.
+    places: Vec<(usize, VirtAddr, Option<Object>)>,
     count: usize,
 }
 
@@ -124,7 +144,7 @@ impl<'a> Launch<'a> {
         self.spans.push((address, bytes, access));
         let mut launch = self.push_pointer(address, bytes == 0);
         if let Some(place) = launch.places.last_mut().filter(|_| bytes > 0) {
-            place.2 = bytes;
+            place.2 = Some((bytes, access));
         }
         launch
     }
@@ -135,7 +155,7 @@ impl<'a> Launch<'a> {
         } else {
             self.pointers.push((self.count, address));
             self.push(&address.0.to_ne_bytes(), 8);
-            self.places.push((self.arguments.len() - size_of::<u64>(), address, 0));
+            self.places.push((self.arguments.len() - size_of::<u64>(), address, None));
         }
         self
     }
@@ -233,14 +253,16 @@ impl<'a> Launch<'a> {
         });
         let spans = spans.collect();
         let vmas = self.kernel.inner.space.vmas().read();
-        let places = self.places.iter().filter_map(|&(at, address, bytes)| {
+        let places = self.places.iter().filter_map(|&(at, address, object)| {
             let page = views.page_of(address)?;
             // What a bare pointer leads to most likely lies around it.
-            let pages = match bytes.checked_sub(1) {
-                Some(more) => PageRange::new(page, views.page_of(VirtAddr(address.0 + more as u64))?.plus(1)),
+            let pages = match object {
+                Some((bytes, _)) => {
+                    PageRange::new(page, views.page_of(VirtAddr(address.0 + bytes as u64 - 1))?.plus(1))
+                }
                 None => vmas.find(page)?.range,
             };
-            Some(PointerArgument { at, address, page, pages })
+            Some(PointerArgument { at, address, page, pages, access: object.map(|(_, access)| access) })
         });
         let places = places.collect();
         drop(vmas);
@@ -248,6 +270,7 @@ impl<'a> Launch<'a> {
         let job = Job {
             kernel: self.kernel.module.clone(),
             idempotent: self.kernel.idempotent,
+            confined: self.kernel.confined,
             grid: self.grid,
             arguments: self.arguments,
             arrays,

@@ -2,6 +2,7 @@
 //! reference device.
 
 mod arrays;
+mod direct;
 mod error;
 pub(crate) mod execute;
 mod fast;

@@ -37,6 +37,8 @@ counters! {
     dispatches,
     /// Of these, those of kernels' fast variants, which report nothing: all they use is expected to be on the device.
     fast_dispatches,
+    /// And those without any check, of kernels that are confined to what they are given.
+    direct_dispatches,
     /// Entries drained from fault queues.
     device_faults,
     /// Entries that named a page already named.

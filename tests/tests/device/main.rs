@@ -3,6 +3,7 @@
 mod advice;
 mod arrays;
 mod coherence;
+mod direct;
 mod errors;
 mod faults;
 mod live;

@@ -10,12 +10,14 @@ mod random;
 
 use corpus::Case;
 use std::collections::BTreeSet;
-use vksvm::FaultMode;
+use vksvm::{FaultMode, ThrashOptions, ThrashPolicy};
 use vksvm_tests::{open, spirv, with};
 
 fn roomy(cases: &[Case]) {
-    // Untranslated accesses would be caught.
-    let svm = with(|builder| builder.fault_mode(FaultMode::Replay).trap_untranslated(true));
+    // Pages that went to and fro too often would be pinned at home, and then nothing runs without checks. Untranslated accesses would
+    // be caught.
+    let thrash = ThrashOptions { policy: ThrashPolicy::Off, ..ThrashOptions::default() };
+    let svm = with(|builder| builder.fault_mode(FaultMode::Replay).thrash(thrash).trap_untranslated(true));
     corpus::run(&cases.iter().collect::<Vec<_>>(), &svm, true);
 }
 

@@ -16,7 +16,7 @@ use super::error::RewriteError;
 use super::group::{self, Addresses, Group};
 use super::layout::{Layouts, MatrixLayout};
 use super::link::Linked;
-use super::runs::Runs;
+use super::runs::{Guess, Origin, Runs};
 use super::sites::Sites;
 use super::stats::RewriteStats;
 use rspirv::dr::{Instruction, Operand};
@@ -128,12 +128,17 @@ pub(super) fn is_atomic(opcode: Op) -> bool {
 }
 
 /// The translation that looks at a run first.
-fn run_variant(function: &str) -> &str {
+fn run_variant(function: &str, origin: Origin) -> &'static str {
+    let of = |own, run, near| match origin {
+        Origin::Own => own,
+        Origin::Argument => run,
+        Origin::Somewhere => near,
+    };
     match function {
-        "link_read" => "link_run_read",
-        "link_read_object" => "link_run_read_object",
-        "link_begin_write" => "link_run_begin_write",
-        _ => "link_run_write",
+        "link_read" => of("link_own_read", "link_run_read", "link_near_read"),
+        "link_read_object" => of("link_own_read_object", "link_run_read_object", "link_near_read_object"),
+        "link_begin_write" => of("link_own_begin_write", "link_run_begin_write", "link_near_begin_write"),
+        _ => of("link_own_write", "link_run_write", "link_near_write"),
     }
 }
 
@@ -148,7 +153,7 @@ struct Place {
     /// How the matrix lies that this is, or that this is a column of.
     matrix: Option<MatrixLayout>,
     /// The run that it most likely lies in.
-    run: Option<usize>,
+    run: Option<Guess>,
 }
 
 /// How a place is accessed.
@@ -270,7 +275,7 @@ impl Translator<'_> {
         function: &str,
         address: Word,
         bytes: Option<u32>,
-        run: Option<usize>,
+        run: Option<Guess>,
     ) -> Result<Word, RewriteError> {
         self.stats.translations += 1;
         let ulong = self.code.uint(64);
@@ -278,7 +283,7 @@ impl Translator<'_> {
         let (function, run) = match run {
             Some(run) => {
                 self.stats.runs += 1;
-                (run_variant(function), Some(Runs::load(self.code, self.linked, run, out)))
+                (run_variant(function, run.origin), Some(Runs::load(self.code, self.linked, run.run, out)))
             }
             None => (function, None),
         };

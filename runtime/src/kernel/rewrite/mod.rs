@@ -19,6 +19,7 @@ mod check;
 mod code;
 mod entry;
 mod error;
+mod flow;
 mod graph;
 mod group;
 mod layout;
@@ -48,7 +49,7 @@ use rspirv::spirv::{Op, StorageClass, Word};
 use std::collections::{HashMap, HashSet};
 
 /// Functions of the library that translate.
-const TRANSLATIONS: [&str; 9] = [
+const TRANSLATIONS: [&str; 17] = [
     "link_read",
     "link_write",
     "link_atomic",
@@ -58,6 +59,14 @@ const TRANSLATIONS: [&str; 9] = [
     "link_run_write",
     "link_run_read_object",
     "link_run_begin_write",
+    "link_own_read",
+    "link_own_write",
+    "link_own_read_object",
+    "link_own_begin_write",
+    "link_near_read",
+    "link_near_write",
+    "link_near_read_object",
+    "link_near_begin_write",
 ];
 /// Bytes of push constants that every device has.
 const LEAST_PUSH_BYTES: usize = 128;

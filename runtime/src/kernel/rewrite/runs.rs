@@ -6,12 +6,13 @@
 //! other. That is a guess, and need be no more: what falls outside is translated like everything else.
 
 use super::code::Code;
+use super::flow;
 use super::layout::Layouts;
 use super::link::Linked;
 use crate::device::layout::{LAUNCH_BYTES, RUN_BYTES};
 use rspirv::dr::{Instruction, Operand};
 use rspirv::spirv::{Decoration, Op, StorageClass, Word};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Most runs of a kernel.
 const MAX_RUNS: usize = 8;
@@ -27,6 +28,8 @@ pub struct Run {
     pub argument: u32,
     /// Whether the kernel stores through it.
     pub write: bool,
+    /// Whether nothing is done with it but reach memory from it by arithmetic: then it may as well be a device address.
+    pub own: bool,
 }
 
 /// The runs of a module.
@@ -36,8 +39,29 @@ pub struct Runs {
     pub of: Vec<Run>,
     /// Bytes of the kernel's own push constants.
     pub arguments: usize,
+    /// Whether something is accessed that is not known to come from an argument with a run by arithmetic alone: then, in direct
+    /// variants, all that the kernel may touch must lie equally far from its device address.
+    pub strays: bool,
     /// Run by pointer that is accessed.
-    by_pointer: HashMap<Word, usize>,
+    by_pointer: HashMap<Word, Guess>,
+}
+
+/// The run that a pointer most likely points into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Guess {
+    pub(super) run: usize,
+    pub(super) origin: Origin,
+}
+
+/// Where a pointer comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// From the argument by arithmetic alone, along every way through the kernel, and nothing else is done with the argument.
+    Own,
+    /// From the argument by arithmetic alone, along every way through the kernel.
+    Argument,
+    /// Perhaps through memory.
+    Somewhere,
 }
 
 impl Runs {
@@ -47,7 +71,7 @@ impl Runs {
     }
 
     /// The run that a pointer most likely points into.
-    pub(super) fn of_pointer(&self, pointer: Word) -> Option<usize> {
+    pub(super) fn of_pointer(&self, pointer: Word) -> Option<Guess> {
         self.by_pointer.get(&pointer).copied()
     }
 
@@ -58,11 +82,11 @@ impl Runs {
                 && global.operands.first() == Some(&Operand::StorageClass(StorageClass::PushConstant))
         });
         let Some((push, ty)) = block.and_then(|block| Some((block.result_id?, block.result_type?))) else {
-            return Self::default();
+            return Self { strays: true, ..Self::default() };
         };
         let structure = code.pointee(ty).map_or(0, |(_, structure)| structure);
         let Some(bytes) = layouts.size(code, structure).and_then(|bytes| usize::try_from(bytes).ok()) else {
-            return Self::default();
+            return Self { strays: true, ..Self::default() };
         };
         let mut runs = Self { arguments: bytes, ..Self::default() };
         let room = push_bytes.saturating_sub(LAUNCH_BYTES + runs.offset()) / RUN_BYTES;
@@ -80,7 +104,7 @@ impl Runs {
         for &(pointer, write) in &accesses {
             let Some(argument) = origins.of(pointer, MAX_STEPS) else { continue };
             let at = *places.entry(argument).or_insert_with(|| {
-                found.push((Run { argument, write: false }, 0));
+                found.push((Run { argument, write: false, own: false }, 0));
                 found.len() - 1
             });
             found[at].0.write |= write;
@@ -90,10 +114,25 @@ impl Runs {
         found.sort_by_key(|&(run, count)| (std::cmp::Reverse(count), run.argument));
         runs.of = found.into_iter().map(|(run, _)| run).take(room.min(MAX_RUNS)).collect();
         let index: HashMap<u32, usize> = runs.of.iter().enumerate().map(|(index, run)| (run.argument, index)).collect();
+        let exact: HashMap<Word, u32> =
+            accesses.iter().filter_map(|&(pointer, _)| Some((pointer, origins.only(pointer)?))).collect();
+        let own = flow::own(code, &exact, &origins);
+        runs.of.iter_mut().for_each(|run| run.own = own.contains(&run.argument));
         runs.by_pointer = accesses
             .iter()
-            .filter_map(|&(pointer, _)| Some((pointer, *index.get(&origins.of(pointer, MAX_STEPS)?)?)))
+            .filter_map(|&(pointer, _)| {
+                let argument = origins.of(pointer, MAX_STEPS)?;
+                let run = *index.get(&argument)?;
+                let origin = match exact.get(&pointer) {
+                    Some(&only) if only == argument && runs.of[run].own => Origin::Own,
+                    Some(&only) if only == argument => Origin::Argument,
+                    _ => Origin::Somewhere,
+                };
+                Some((pointer, Guess { run, origin }))
+            })
             .collect();
+        let strays = |guess: &Guess| guess.origin == Origin::Somewhere;
+        runs.strays = accesses.iter().any(|(pointer, _)| runs.by_pointer.get(pointer).is_none_or(strays));
         runs
     }
 
@@ -155,14 +194,18 @@ fn accesses(code: &Code) -> Vec<(Word, bool)> {
 }
 
 /// From which argument values come.
-struct Origins<'a> {
+pub(super) struct Origins<'a> {
     code: &'a Code,
     layouts: &'a Layouts,
     /// The push constant variable.
     push: Word,
-    definitions: HashMap<Word, &'a Instruction>,
+    pub(super) definitions: HashMap<Word, &'a Instruction>,
+    /// Of functions, by their ids.
+    pub(super) parameters: HashMap<Word, Vec<Word>>,
     /// What is stored to variables, and passed to parameters.
     stored: HashMap<Word, Vec<Word>>,
+    /// Variables that are used in other ways than being loaded and stored whole.
+    shared: HashSet<Word>,
     /// Offsets of arguments, as far as they were asked for; none also while it is looked for.
     known: HashMap<Word, Option<u32>>,
 }
@@ -179,10 +222,13 @@ impl<'a> Origins<'a> {
                 Some((function.def_id()?, function.parameters.iter().filter_map(|one| one.result_id).collect()))
             })
             .collect();
+        let mut shared = HashSet::new();
         for instruction in code.module.functions.iter().flat_map(|function| function.all_inst_iter()) {
             if let Some(id) = instruction.result_id {
                 definitions.insert(id, instruction);
             }
+            let whole = usize::from(matches!(instruction.class.opcode, Op::Load | Op::Store));
+            shared.extend(instruction.operands.iter().skip(whole).filter_map(Operand::id_ref_any));
             let operand = |index: usize| instruction.operands.get(index).and_then(Operand::id_ref_any);
             match instruction.class.opcode {
                 Op::Store => {
@@ -199,7 +245,71 @@ impl<'a> Origins<'a> {
                 _ => {}
             }
         }
-        Self { code, layouts, push, definitions, stored, known: HashMap::new() }
+        Self { code, layouts, push, definitions, parameters, stored, shared, known: HashMap::new() }
+    }
+
+    /// The argument that a pointer comes from by arithmetic alone, along every way that leads to it.
+    fn only(&mut self, pointer: Word) -> Option<u32> {
+        let mut found = None;
+        let mut seen = HashSet::new();
+        let mut waiting = vec![pointer];
+        while let Some(id) = waiting.pop() {
+            if !seen.insert(id) {
+                continue;
+            }
+            if seen.len() > MAX_STEPS as usize {
+                return None;
+            }
+            let &definition = self.definitions.get(&id)?;
+            let operand = |index: usize| definition.operands.get(index).and_then(Operand::id_ref_any);
+            match definition.class.opcode {
+                Op::AccessChain
+                | Op::InBoundsAccessChain
+                | Op::PtrAccessChain
+                | Op::InBoundsPtrAccessChain
+                | Op::CopyObject
+                | Op::Bitcast
+                | Op::ConvertPtrToU
+                | Op::ConvertUToPtr => waiting.push(operand(0)?),
+                // What is added to an address is none itself; an address less another is no address.
+                Op::IAdd => {
+                    let (left, right) = (operand(0)?, operand(1)?);
+                    match (self.of(left, MAX_STEPS), self.of(right, MAX_STEPS)) {
+                        (Some(_), None) => waiting.push(left),
+                        (None, Some(_)) => waiting.push(right),
+                        _ => return None,
+                    }
+                }
+                Op::ISub if self.of(operand(1)?, MAX_STEPS).is_none() => waiting.push(operand(0)?),
+                Op::Select => waiting.extend([operand(1)?, operand(2)?]),
+                Op::Phi => waiting.extend(definition.operands.iter().step_by(2).filter_map(Operand::id_ref_any)),
+                Op::FunctionParameter => waiting.extend(self.stored.get(&id)?),
+                Op::Load => {
+                    let place = operand(0)?;
+                    let (class, _) = self.code.type_of(place).and_then(|ty| self.code.pointee(ty))?;
+                    match class {
+                        StorageClass::PushConstant => {
+                            let argument = self.argument(place)?;
+                            if *found.get_or_insert(argument) != argument {
+                                return None;
+                            }
+                        }
+                        StorageClass::Function if self.is_plain_variable(place) => {
+                            waiting.extend(self.stored.get(&place)?);
+                        }
+                        _ => return None,
+                    }
+                }
+                _ => return None,
+            }
+        }
+        found
+    }
+
+    /// Whether a variable holds nothing but what stores to it say.
+    pub(super) fn is_plain_variable(&self, place: Word) -> bool {
+        let variable = self.definitions.get(&place).filter(|definition| definition.class.opcode == Op::Variable);
+        variable.is_some_and(|variable| variable.operands.len() == 1) && !self.shared.contains(&place)
     }
 
     fn of(&mut self, id: Word, steps: u32) -> Option<u32> {
@@ -254,7 +364,7 @@ impl<'a> Origins<'a> {
     }
 
     /// The offset of a member of the push constants.
-    fn argument(&self, pointer: Word) -> Option<u32> {
+    pub(super) fn argument(&self, pointer: Word) -> Option<u32> {
         let definition = self.definitions.get(&pointer)?;
         if !matches!(definition.class.opcode, Op::AccessChain | Op::InBoundsAccessChain) {
             return None;

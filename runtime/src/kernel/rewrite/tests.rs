@@ -121,7 +121,13 @@ fn every_output_is_valid() {
         (!run.status.success()).then(|| format!("{name}: {}", String::from_utf8_lossy(&run.stderr)))
     };
     let fast = variant::FAST | variant::IDEMPOTENT;
-    let variants = [fast, variant::DIRECT | variant::IDEMPOTENT, variant::FAST | variant::PROBE, variant::PROBE, variant::LIVE | variant::LOCKSTEP];
+    let variants = [
+        fast,
+        variant::DIRECT | variant::IDEMPOTENT,
+        variant::FAST | variant::PROBE,
+        variant::PROBE,
+        variant::LIVE | variant::LOCKSTEP,
+    ];
     let mut found = Vec::new();
     let rare = ("list_with_a_rare_way_out".into(), list_with_a_rare_way_out());
     for (name, kernel) in corpus().into_iter().chain([rare]) {

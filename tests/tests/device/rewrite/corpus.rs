@@ -2,7 +2,8 @@
 //!
 //! Every kernel takes a source, a destination and a count, and computes words of the destination from words of the
 //! source; what they should be is computed here on the CPU. It runs cold (all pages at home), warm (the source is on the
-//! device), hot (so is the destination: nobody looks between launches, and the kernel's fast variant runs), with no more frames than a workgroup needs, and, where that is sound, declared idempotent.
+//! device), hot (so is the destination: nobody looks between launches, and the kernel's fast variant runs), with no more frames than a workgroup needs, confined
+//! (then the hot launches check nothing), and, where that is sound, declared idempotent.
 
 use std::time::Instant;
 use vksvm::{Kernel, Svm};
@@ -60,8 +61,18 @@ impl Case {
         // SAFETY: the kernel reads and writes only source and destination, which are large enough for its count.
         let kernel = unsafe { svm.kernel(self.name, self.spirv) }.map_err(|error| error.to_string())?;
         self.run_kernel(svm, &kernel, roomy, "")?;
-        if self.idempotent {
-            self.run_kernel(svm, &kernel.idempotent(), roomy, " and idempotent")?;
+        let kernel = if self.idempotent {
+            let kernel = kernel.idempotent();
+            self.run_kernel(svm, &kernel, roomy, " and idempotent")?;
+            kernel
+        } else {
+            kernel
+        };
+        let direct = svm.stats().direct_dispatches;
+        // SAFETY: as above.
+        self.run_kernel(svm, &unsafe { kernel.confined() }, false, " and confined")?;
+        if roomy && svm.stats().direct_dispatches == direct {
+            return Err("it was never run without checks".into());
         }
         Ok(())
     }
