@@ -1,20 +1,29 @@
 #version 460
+#extension GL_EXT_buffer_reference : require
+#extension GL_EXT_buffer_reference2 : require
+#extension GL_EXT_scalar_block_layout : require
+#extension GL_EXT_shader_explicit_arithmetic_types_int64 : require
 // Follows rays through a tree that the CPU built, by the CPU's own pointers. Structures and arithmetic are those of
 // samples/src/scene, in the same order; `precise` keeps the compiler from contracting or reordering any of it.
 // It writes only its own pixel and reads nothing that it writes: idempotent.
-#define VKSVM_ARGS uint64_t root; uint64_t view; uint64_t image; uint width; uint height;
-#include "vksvm.glsl"
 layout(local_size_x = 8, local_size_y = 8) in;
 
-// Nodes and views are 64 bytes at multiples of 64, so none straddles two pages; triangles and vertices may.
-struct Node {
+// samples/src/scene/node.rs's structures.
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer Vertex {
+    vec3 position;
+    vec3 normal;
+};
+layout(buffer_reference, scalar, buffer_reference_align = 8) buffer Triangle { Vertex corners[3]; };
+layout(buffer_reference) buffer Node;
+layout(buffer_reference, scalar, buffer_reference_align = 64) buffer Node {
     vec3 lo;
     uint count;
     vec3 hi;
     uint axis;
-    uint64_t children[2];
-    uint64_t triangles;
+    Node children[2];
+    Triangle triangles;
 };
+// samples/src/scene/frame.rs's.
 struct View {
     vec3 eye;
     vec3 corner;
@@ -23,21 +32,16 @@ struct View {
     vec3 light;
     float floor_;
 };
-const uint TRIANGLE_BYTES = 24u;
-const uint VEC3_BYTES = 12u;
-const uint NORMAL = 12u;
-
-layout(buffer_reference, scalar, buffer_reference_align = 8) readonly buffer NodeRef { Node value; };
-layout(buffer_reference, scalar, buffer_reference_align = 8) readonly buffer TriangleRef { uint64_t corners[3]; };
-layout(buffer_reference, scalar, buffer_reference_align = 4) readonly buffer Vec3Ref { vec3 value; };
-layout(buffer_reference, scalar, buffer_reference_align = 4) readonly buffer ViewRef { View value; };
+layout(buffer_reference, scalar, buffer_reference_align = 64) buffer ViewRef { View value; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer Image { uint pixels[]; };
+layout(push_constant, scalar) uniform Args { Node root; ViewRef view_; Image image; uint width; uint height; };
 
 struct Hit {
     float t;
     float u;
     float v;
     bool back;
-    uint64_t triangle;
+    Triangle triangle;
 };
 
 const float NEAREST = 1e-4;
@@ -45,6 +49,15 @@ const float FAR = 1e6;
 const float STEEPEST = 1e-12;
 const float SLACK = 1e-5;
 const uint STACK = 64u;
+
+bool found(Hit hit) { return uint64_t(hit.triangle) != 0ul; }
+
+Hit no_hit() {
+    Hit none;
+    none.t = FAR;
+    none.triangle = Triangle(0ul);
+    return none;
+}
 
 float dot_(vec3 a, vec3 b) {
     precise float r = a.x * b.x + a.y * b.y + a.z * b.z;
@@ -88,9 +101,9 @@ float inverse_component(float d) {
     return reciprocal(d);
 }
 
-bool may_hit(Node node, vec3 origin, vec3 inverse_, float limit) {
-    precise vec3 a = (node.lo - origin) * inverse_;
-    precise vec3 b = (node.hi - origin) * inverse_;
+bool may_hit(vec3 node_lo, vec3 node_hi, vec3 origin, vec3 inverse_, float limit) {
+    precise vec3 a = (node_lo - origin) * inverse_;
+    precise vec3 b = (node_hi - origin) * inverse_;
     vec3 lo = min(a, b);
     vec3 hi = max(a, b);
     float near = max(max(max(0.0, lo.x), lo.y), lo.z);
@@ -100,19 +113,10 @@ bool may_hit(Node node, vec3 origin, vec3 inverse_, float limit) {
     return left <= right;
 }
 
-// Positions (`at` 0) or normals (`at` NORMAL) of a triangle's three corners.
-vec3[3] corners_of(uint64_t triangle, uint at) {
-    uint64_t corners[3] = TriangleRef(vksvm_read(triangle, TRIANGLE_BYTES)).corners;
-    vec3 values[3];
-    for (uint k = 0u; k < 3u; k++) values[k] = Vec3Ref(vksvm_read(corners[k] + at, VEC3_BYTES)).value;
-    return values;
-}
-
-void meet(uint64_t triangle, vec3 origin, vec3 direction, inout Hit best) {
-    vec3 positions[3] = corners_of(triangle, 0u);
-    vec3 a = positions[0];
-    precise vec3 edge1 = positions[1] - a;
-    precise vec3 edge2 = positions[2] - a;
+void meet(Triangle triangle, vec3 origin, vec3 direction, inout Hit best) {
+    vec3 a = triangle.corners[0].position;
+    precise vec3 edge1 = triangle.corners[1].position - a;
+    precise vec3 edge2 = triangle.corners[2].position - a;
     vec3 p = cross_(direction, edge2);
     float determinant = dot_(edge1, p);
     if (abs(determinant) < 1e-18) return;
@@ -128,32 +132,28 @@ void meet(uint64_t triangle, vec3 origin, vec3 direction, inout Hit best) {
     if (t > NEAREST && t < best.t) best = Hit(t, u, v, determinant < 0.0, triangle);
 }
 
-// The nearest hit, or any; its triangle is 0 if there is none. While pages are missing, nodes read as zero: their null
-// children are passed over and the rest of the stack is followed all the same, so that one run reports many pages.
+// The nearest hit, or any; its triangle is null if there is none.
 Hit trace(vec3 origin, vec3 direction, bool any_) {
     vec3 inverse_ = vec3(inverse_component(direction.x), inverse_component(direction.y), inverse_component(direction.z));
-    Hit best = Hit(FAR, 0.0, 0.0, false, 0ul);
-    uint64_t stack[STACK];
+    Hit best = no_hit();
+    Node stack[STACK];
     uint top = 0u;
-    uint64_t at = args.root;
+    Node node = root;
     while (true) {
-        if (at != 0ul) {
-            Node node = NodeRef(vksvm_read(at)).value;
-            if (may_hit(node, origin, inverse_, best.t)) {
-                if (node.count == 0u) {
-                    bool forward = component(direction, node.axis) >= 0.0;
-                    if (top < STACK) stack[top++] = forward ? node.children[1] : node.children[0];
-                    at = forward ? node.children[0] : node.children[1];
-                    continue;
-                }
-                for (uint i = 0u; i < node.count; i++) {
-                    meet(node.triangles + uint64_t(TRIANGLE_BYTES * i), origin, direction, best);
-                    if (any_ && best.triangle != 0ul) return best;
-                }
+        if (uint64_t(node) != 0ul && may_hit(node.lo, node.hi, origin, inverse_, best.t)) {
+            if (node.count == 0u) {
+                bool forward = component(direction, node.axis) >= 0.0;
+                if (top < STACK) stack[top++] = node.children[forward ? 1 : 0];
+                node = node.children[forward ? 0 : 1];
+                continue;
+            }
+            for (uint i = 0u; i < node.count; i++) {
+                meet(node.triangles + i, origin, direction, best);
+                if (any_ && found(best)) return best;
             }
         }
         if (top == 0u) return best;
-        at = stack[--top];
+        node = stack[--top];
     }
     return best;
 }
@@ -183,10 +183,10 @@ struct Seen {
 };
 
 Seen surface(View view, vec3 direction, Hit hit) {
-    vec3 normals[3] = corners_of(hit.triangle, NORMAL);
     precise float w = 1.0 - hit.u - hit.v;
-    precise vec3 sum = normals[0] * vec3(w) + normals[1] * vec3(hit.u);
-    sum = sum + normals[2] * vec3(hit.v);
+    Vertex corners[3] = hit.triangle.corners;
+    precise vec3 sum = corners[0].normal * vec3(w) + corners[1].normal * vec3(hit.u);
+    sum = sum + corners[2].normal * vec3(hit.v);
     vec3 normal = unit(sum);
     if (hit.back) normal = -normal;
     float facing = dot_(normal, view.light);
@@ -214,7 +214,7 @@ Seen sky(vec3 direction) {
 Seen look(View view, vec3 direction, Hit hit) {
     precise float floor_ = FAR;
     if (direction.y < -1e-6) floor_ = (view.floor_ - view.eye.y) * reciprocal(direction.y);
-    if (hit.triangle != 0ul && hit.t < floor_) return surface(view, direction, hit);
+    if (found(hit) && hit.t < floor_) return surface(view, direction, hit);
     if (floor_ < FAR) return ground(view, direction, floor_);
     return sky(direction);
 }
@@ -226,22 +226,19 @@ uint channel(float value) {
 }
 
 void main() {
-    if (!vksvm_begin()) return;
-    uvec2 pixel = vksvm_global_id().xy;
-    if (pixel.x < args.width && pixel.y < args.height) {
-        View view = ViewRef(vksvm_read(args.view)).value;
-        precise vec3 direction = view.corner + view.right * vec3(float(pixel.x)) + view.down * vec3(float(pixel.y));
-        // Two rays, from the eye and towards the light, in a loop: compilers put every call's code in place, and
-        // that of trace() is large.
-        Hit hit = Hit(FAR, 0.0, 0.0, false, 0ul);
-        Seen seen = Seen(vec3(0.0), vec3(0.0), view.eye, true);
-        for (uint ray = 0u; ray < 2u && seen.faces_light; ray++) {
-            hit = trace(seen.origin, ray == 0u ? direction : view.light, ray == 1u);
-            if (ray == 0u) seen = look(view, direction, hit);
-        }
-        vec3 colour = seen.faces_light && hit.triangle == 0ul ? seen.lit : seen.dark;
-        uint packed = channel(colour.x) | channel(colour.y) << 8 | channel(colour.z) << 16 | 0xff000000u;
-        vksvm_store_u32(args.image + 4ul * (uint64_t(pixel.y) * args.width + pixel.x), packed);
+    uvec2 pixel = gl_GlobalInvocationID.xy;
+    if (pixel.x >= width || pixel.y >= height) return;
+    View view = view_.value;
+    precise vec3 direction = view.corner + view.right * vec3(float(pixel.x)) + view.down * vec3(float(pixel.y));
+    // Two rays, from the eye and towards the light, in a loop: compilers put every call's code in place, and
+    // that of trace() is large.
+    Hit hit = no_hit();
+    Seen seen = Seen(vec3(0.0), vec3(0.0), view.eye, true);
+    for (uint ray = 0u; ray < 2u && seen.faces_light; ray++) {
+        hit = trace(seen.origin, ray == 0u ? direction : view.light, ray == 1u);
+        if (ray == 0u) seen = look(view, direction, hit);
     }
-    vksvm_end();
+    vec3 colour = seen.faces_light && !found(hit) ? seen.lit : seen.dark;
+    uint packed = channel(colour.x) | channel(colour.y) << 8 | channel(colour.z) << 16 | 0xff000000u;
+    image.pixels[pixel.y * width + pixel.x] = packed;
 }
