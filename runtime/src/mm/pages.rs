@@ -23,8 +23,9 @@ const PINNED: u32 = 1 << 6;
 const FILLED: u32 = 1 << 7;
 const OWNER_SHIFT: u32 = 8;
 const OWNER: u32 = 0xff << OWNER_SHIFT;
-const FAULTS_SHIFT: u32 = 16;
-const FAULTS_MAX: u32 = 0xffff;
+const PINNED_BY_POLICY: u32 = 1 << 16;
+const FAULTS_SHIFT: u32 = 17;
+const FAULTS_MAX: u32 = 0x7fff;
 /// Says to a waiter that the lock is its own already.
 const HANDED_OVER: UnparkToken = UnparkToken(1);
 
@@ -57,10 +58,28 @@ pub struct PageInfo {
     pub accessed: bool,
     /// A device wrote the page; carried over likewise.
     pub dirty: bool,
-    /// Device faults serviced on the page, up to 65,535.
+    /// Device faults serviced on the page, up to 32,767.
     pub faults: u32,
     /// Devices that can are to map the home page itself; see [`PageRecords::pin_home`].
     pub pinned_home: bool,
+}
+
+/// Who pins a page at home.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PinnedBy {
+    /// The program, through [`AddressSpace::pin_home`](super::space::AddressSpace::pin_home).
+    Program,
+    /// The thrash policy, for a time.
+    Policy,
+}
+
+impl PinnedBy {
+    fn bit(self) -> u32 {
+        match self {
+            Self::Program => PINNED,
+            Self::Policy => PINNED_BY_POLICY,
+        }
+    }
 }
 
 /// The records of all pages: anonymous memory that costs nothing until a page is used.
@@ -107,7 +126,7 @@ impl PageRecords {
             accessed: record & ACCESSED != 0,
             dirty: record & DIRTY != 0,
             faults: record >> FAULTS_SHIFT,
-            pinned_home: record & PINNED != 0,
+            pinned_home: record & (PINNED | PINNED_BY_POLICY) != 0,
         }
     }
 
@@ -124,14 +143,15 @@ impl PageRecords {
         self.update(page, |old| old & !(STATE | OWNER) | bits);
     }
 
-    /// Says whether devices that can are to map the home page itself when they next ask for the page, instead of copying it.
-    /// Takes effect at the next fault; what is mapped stays as it is. Needs no lock.
-    pub fn pin_home(&self, page: PageIndex, pinned: bool) {
-        if pinned {
-            self.record(page).fetch_or(PINNED, Ordering::AcqRel);
-        } else {
-            self.record(page).fetch_and(!PINNED, Ordering::AcqRel);
-        }
+    /// Has devices that can map the home page itself when they next ask for the page, instead of copying it.
+    /// What is mapped stays as it is. Needs no lock.
+    pub fn pin_home(&self, page: PageIndex, by: PinnedBy) {
+        self.record(page).fetch_or(by.bit(), Ordering::AcqRel);
+    }
+
+    /// Undoes [`pin_home`](Self::pin_home): a page that both have pinned stays so until both have undone it.
+    pub fn unpin_home(&self, page: PageIndex, by: PinnedBy) {
+        self.record(page).fetch_and(!by.bit(), Ordering::AcqRel);
     }
 
     /// Carries a device's accessed and dirty bits over.
@@ -435,6 +455,20 @@ mod tests {
         drop(obstacle);
         assert_eq!(records.try_lock_all(pages(3, 8)).map(|held| held.range()), Some(pages(3, 8)));
         assert!(records.try_lock_all(pages(0, 16)).is_some(), "everything was given back");
+    }
+
+    #[test]
+    fn what_the_program_pinned_outlasts_a_pin_of_the_policys() {
+        let records = PageRecords::new(4).unwrap();
+        let page = PageIndex(2);
+        let pinned = || records.info(page).pinned_home;
+        records.pin_home(page, PinnedBy::Program);
+        records.pin_home(page, PinnedBy::Policy);
+        records.unpin_home(page, PinnedBy::Policy);
+        assert!(pinned());
+        records.unpin_home(page, PinnedBy::Program);
+        assert!(!pinned());
+        assert_eq!(records.info(page).faults, 0);
     }
 
     #[test]

@@ -18,7 +18,7 @@
 
 use super::background::Background;
 use super::heap::{HeapError, PageSource};
-use super::pages::{DeviceNumber, PageInfo, PageRecords, PageState, PagesGuard};
+use super::pages::{DeviceNumber, PageInfo, PageRecords, PageState, PagesGuard, PinnedBy};
 use super::state::{self, Touch};
 use super::thrash::ThrashWatch;
 use super::views::OwnedViews;
@@ -430,7 +430,7 @@ impl AddressSpace {
             let _vmas = self.vmas.read();
             let pages = &self.home.pages;
             let _pages = pages.lock(range);
-            range.iter().for_each(|page| pages.pin_home(page, false));
+            range.iter().for_each(|page| pages.unpin_home(page, PinnedBy::Policy));
             Counters::add(&self.counters.unpins, 1);
             if range.iter().all(|page| pages.state(page) != PageState::Remote) {
                 continue;

@@ -9,7 +9,7 @@
 //!
 //! A record is a word, changed by compare-and-swap; nothing here takes a lock, except for the list of pinned granules, a leaf.
 
-use super::pages::{DeviceNumber, PageState};
+use super::pages::{DeviceNumber, PageState, PinnedBy};
 use super::space::Home;
 use crate::addr::{GRANULE_PAGES, PageIndex, PageRange};
 use crate::hmm::Clock;
@@ -225,7 +225,7 @@ impl ThrashWatch {
     }
 
     fn pin(&self, granule: Granule, record: GranuleRecord) {
-        granule.pages().iter().for_each(|page| self.home.pages.pin_home(page, true));
+        granule.pages().iter().for_each(|page| self.home.pages.pin_home(page, PinnedBy::Policy));
         Counters::add(&self.counters.pins, 1);
         let until = self.now() + self.options.pin_time(record, granule.0);
         let mut pinned = self.pinned.lock();

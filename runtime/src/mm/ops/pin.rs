@@ -1,6 +1,7 @@
 //! Pinning pages at home.
 
 use super::{OpError, Span};
+use crate::mm::pages::PinnedBy;
 use crate::mm::space::AddressSpace;
 
 impl AddressSpace {
@@ -13,7 +14,7 @@ impl AddressSpace {
         let range = self.pages_of(span)?;
         let vmas = self.vmas().read();
         self.check_covered(&vmas, range)?;
-        range.iter().for_each(|page| self.home().pages.pin_home(page, true));
+        range.iter().for_each(|page| self.home().pages.pin_home(page, PinnedBy::Program));
         Ok(())
     }
 
@@ -26,7 +27,10 @@ impl AddressSpace {
         let vmas = self.vmas().read();
         self.check_covered(&vmas, range)?;
         let pages = &self.home().pages;
-        range.iter().for_each(|page| pages.pin_home(page, false));
+        for page in range.iter() {
+            pages.unpin_home(page, PinnedBy::Program);
+            pages.unpin_home(page, PinnedBy::Policy);
+        }
         self.leave_home(range)
     }
 }
