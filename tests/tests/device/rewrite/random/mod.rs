@@ -4,7 +4,7 @@
 //! leaves in memory must be what the interpreter left. A program that fails is made smaller while it still fails, and printed.
 //!
 //! `VKSVM_FUZZ_SECONDS` sets how long (default 5, CI sets 60), `VKSVM_FUZZ_SEED` repeats a run: the seed that is printed with a
-//! failure makes the failing program the first. `VKSVM_FUZZ_VERBOSE=1` says which program runs.
+//! failure makes the failing program the first. `VKSVM_FUZZ_VERBOSE=1` says which program runs, and keeps its module.
 
 mod emit;
 mod function;
@@ -175,6 +175,20 @@ fn reduce(program: Program, fails: impl Fn(&Program) -> Option<String>) -> Progr
     smallest
 }
 
+/// Names the program during which something panics, such as the validation layers' complaints.
+struct Named {
+    seed: u64,
+    how: How,
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("VKSVM_FUZZ_SEED={}, {:?}", self.seed, self.how);
+        }
+    }
+}
+
 fn fuzz(modes: &[FaultMode]) {
     let first: u64 = setting("VKSVM_FUZZ_SEED").unwrap_or_else(|| SmallRng::from_os_rng().random());
     let seconds = setting("VKSVM_FUZZ_SECONDS").unwrap_or(5);
@@ -187,8 +201,12 @@ fn fuzz(modes: &[FaultMode]) {
     while begin.elapsed() < Duration::from_secs(seconds) || programs < 3 {
         let seed = first.wrapping_add(programs);
         let (program, random) = program_of(seed);
+        if verbose {
+            println!("{}", write(seed, &program).display());
+        }
         for (mode, tight) in modes.iter().flat_map(|&mode| [(mode, false), (mode, true)]) {
             let how = How { mode, tight };
+            let _named = Named { seed, how };
             if verbose {
                 println!("program {seed}, {how:?}");
             }
@@ -214,7 +232,7 @@ fn fuzz(modes: &[FaultMode]) {
     println!("{programs} programs in {:?}", begin.elapsed());
 }
 
-/// Keeps a failing program's module for a look at it.
+/// Keeps a program's module for a look at it.
 fn write(seed: u64, program: &Program) -> PathBuf {
     let path = std::env::temp_dir().join(format!("vksvm-random-{seed}.spv"));
     if let Err(error) = std::fs::write(&path, bytes_of(&emit::emit(program))) {
@@ -231,14 +249,4 @@ fn random_shaders_do_what_the_interpreter_does_replayed() {
 #[test]
 fn random_shaders_do_what_the_interpreter_does_live() {
     fuzz(&[FaultMode::Live]);
-}
-
-/// Writes the programs from `VKSVM_FUZZ_SEED` on, for other tools to look at.
-#[test]
-#[ignore = "a tool, not a test: writes modules to the folder of temporary files"]
-fn write_random_shaders() {
-    let first: u64 = setting("VKSVM_FUZZ_SEED").unwrap_or(1);
-    for seed in first..first + 100 {
-        write(seed, &program_of(seed).0);
-    }
 }
