@@ -5,6 +5,7 @@
 //! CPU has written, and one copy of 4 KiB out of memory that is not in the cache. Both modes run with the same number of driver threads, which live mode chooses.
 
 use super::fault::Alone;
+use super::workloads::Link;
 use crate::harness::{Samples, Suite, Wanted, seconds};
 use crate::kernels::{Push, Raw, STREAM_GROUP, WALK_GROUP, idempotent, once};
 use crate::spirv;
@@ -134,15 +135,6 @@ impl Parts {
 fn sum(parts: &[Samples]) -> Samples {
     let rounds = parts[0].0.len();
     Samples((0..rounds).map(|round| parts.iter().map(|part| part.0[round]).sum()).collect())
-}
-
-/// A node of a linked list, as in `chase.glsl`.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-struct Link {
-    next: u64,
-    value: u32,
-    pad: u32,
 }
 
 /// Circular lists through memory in random order, one node a page, behind heads that lie together.

@@ -168,10 +168,10 @@ impl Workload for Gather {
 /// A node of the linked lists, as in `chase.glsl`.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-struct Link {
-    next: u64,
-    value: u32,
-    pad: u32,
+pub(super) struct Link {
+    pub(super) next: u64,
+    pub(super) value: u32,
+    pub(super) pad: u32,
 }
 
 /// Links followed through nodes in random order.
