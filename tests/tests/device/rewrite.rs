@@ -8,8 +8,7 @@ mod memory;
 mod pointers;
 mod random;
 
-use corpus::Case;
-use std::collections::BTreeSet;
+use corpus::{Case, Extent};
 use vksvm::{FaultMode, ThrashOptions, ThrashPolicy};
 use vksvm_tests::{open, spirv, with};
 
@@ -18,27 +17,19 @@ fn roomy(cases: &[Case]) {
     // be caught.
     let thrash = ThrashOptions { policy: ThrashPolicy::Off, ..ThrashOptions::default() };
     let svm = with(|builder| builder.fault_mode(FaultMode::Replay).thrash(thrash).trap_untranslated(true));
-    corpus::run(&cases.iter().collect::<Vec<_>>(), &svm, true);
+    corpus::run(cases, &svm, Extent::Roomy);
 }
 
-fn tight(cases: &[Case]) {
-    for frames in cases.iter().map(|case| case.frames).collect::<BTreeSet<_>>() {
-        let svm = with(|builder| builder.fault_mode(FaultMode::Replay).frames(frames));
-        corpus::run(&cases.iter().filter(|case| case.frames == frames).collect::<Vec<_>>(), &svm, false);
-    }
+fn fewest(cases: &[Case]) {
+    random::compile_fast();
+    let svm = with(|builder| builder.fault_mode(FaultMode::Replay));
+    corpus::run(cases, &svm, Extent::Fewest);
 }
 
-/// Kernels that run live too: not all, because where few processors are shared, each takes seconds.
-const LIVE: [&str; 8] =
-    ["update", "struct_copy", "atomic_add", "list", "list_for_ever", "tree", "reduction", "barrier_loop"];
-
-#[test]
-fn kernels_run_live_too() {
+fn live(cases: &[Case]) {
+    random::compile_fast();
     let svm = with(|builder| builder.fault_mode(FaultMode::Live));
-    let all: Vec<Case> = [memory::cases(), pointers::cases(), control::cases()].into_iter().flatten().collect();
-    let live: Vec<_> = all.iter().filter(|case| LIVE.contains(&case.name)).collect();
-    assert_eq!(live.len(), LIVE.len());
-    corpus::run(&live, &svm, false);
+    corpus::run(cases, &svm, Extent::Plain);
 }
 
 #[test]
@@ -48,7 +39,12 @@ fn every_kind_of_access_is_translated() {
 
 #[test]
 fn every_kind_of_access_works_with_few_frames() {
-    tight(&memory::cases());
+    fewest(&memory::cases());
+}
+
+#[test]
+fn every_kind_of_access_works_live() {
+    live(&memory::cases());
 }
 
 #[test]
@@ -58,7 +54,12 @@ fn pointers_from_everywhere_are_followed() {
 
 #[test]
 fn pointers_are_followed_with_few_frames() {
-    tight(&pointers::cases());
+    fewest(&pointers::cases());
+}
+
+#[test]
+fn pointers_are_followed_live() {
+    live(&pointers::cases());
 }
 
 #[test]
@@ -68,7 +69,12 @@ fn control_flow_and_barriers_survive_missing_pages() {
 
 #[test]
 fn control_flow_and_barriers_survive_few_frames() {
-    tight(&control::cases());
+    fewest(&control::cases());
+}
+
+#[test]
+fn control_flow_and_barriers_work_live() {
+    live(&control::cases());
 }
 
 #[test]

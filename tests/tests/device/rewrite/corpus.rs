@@ -2,27 +2,42 @@
 //!
 //! Every kernel takes a source, a destination and a count, and computes words of the destination from words of the
 //! source; what they should be is computed here on the CPU. It runs cold (all pages at home), warm (the source is on the
-//! device), hot (so is the destination: nobody looks between launches, and the kernel's fast variant runs), with no more frames than a workgroup needs, confined
-//! (then the hot launches check nothing), and, where that is sound, declared idempotent.
+//! device) and hot (so is the destination: nobody looks between launches, and the kernel's fast variant runs); confined too (then the hot
+//! launches check nothing), and, where that is sound, declared idempotent: all this replayed, with room and with exactly the frames that
+//! its largest workgroup needs. Live it runs cold and warm.
 
 use std::time::Instant;
 use vksvm::{Kernel, Svm};
 
 /// The count that kernels are given.
 pub(super) const N: usize = 1000;
+/// Bytes of a page, and of the frame that it takes on the device.
+const PAGE_BYTES: u64 = 4096;
 /// Words of source and of destination.
 const WORDS: usize = 8192;
 
-/// Launches in a row: the first misses what the CPU wrote, the second finds that nothing is missing any more, the third is fast.
-const HOT_LAUNCHES: u32 = 4;
+/// How much of a case is run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// All of it, with room for every page and in replay mode: fast variants must have been run.
+    Roomy,
+    /// All of it, with as many frames as the case's largest workgroup needs; with one fewer it must be refused.
+    Fewest,
+    /// The kernel as it is, cold and warm: each variant is compiled, and that is what takes long.
+    Plain,
+}
+
+/// Temperatures and launches in a row: the first misses what the CPU wrote, the second finds that nothing is missing any more, the third
+/// is fast.
+const HOT: [(&str, u32); 3] = [("cold", 1), ("warm", 1), ("hot", 4)];
 
 /// A kernel and what it computes.
 pub(super) struct Case {
     pub(super) name: &'static str,
     pub(super) spirv: &'static [u8],
     pub(super) groups: [u32; 3],
-    /// The fewest frames with which one workgroup can run.
-    pub(super) frames: u32,
+    /// How many pages the workgroup that touches most touches: with as many frames the kernel must run.
+    pub(super) pages: u64,
     pub(super) idempotent: bool,
     /// Writes the source, given its address.
     pub(super) fill: fn(u64, &mut [u32]),
@@ -38,9 +53,9 @@ macro_rules! plain {
     };
 }
 
-/// A kernel over `N` invocations of 32 a workgroup, on random words.
-pub(super) fn case((name, spirv): (&'static str, &'static [u8]), expect: fn(&[u32], &mut [u32])) -> Case {
-    Case { name, spirv, groups: [32, 1, 1], frames: 6, idempotent: false, fill: noise, expect }
+/// A kernel over `N` invocations of 32 a workgroup, on random words, whose largest workgroup touches `pages`.
+pub(super) fn case((name, spirv): (&'static str, &'static [u8]), pages: u64, expect: fn(&[u32], &mut [u32])) -> Case {
+    Case { name, spirv, groups: [32, 1, 1], pages, idempotent: false, fill: noise, expect }
 }
 
 fn noise(_: u64, words: &mut [u32]) {
@@ -56,37 +71,68 @@ pub(super) fn f(bits: u32) -> f32 {
 }
 
 impl Case {
-    /// Runs the kernel cold, warm and hot, and compares; says what went wrong.
-    pub(super) fn run(&self, svm: &Svm, roomy: bool) -> Result<(), String> {
+    /// Runs the kernel and compares; says what went wrong.
+    pub(super) fn run(&self, svm: &Svm, extent: Extent) -> Result<(), String> {
         // SAFETY: the kernel reads and writes only source and destination, which are large enough for its count.
         let kernel = unsafe { svm.kernel(self.name, self.spirv) }.map_err(|error| error.to_string())?;
-        self.run_kernel(svm, &kernel, roomy, "")?;
+        if extent == Extent::Plain {
+            return self.run_kernel(svm, &kernel, &HOT[..2], "");
+        }
+        if extent == Extent::Fewest {
+            self.refused_with_fewer(svm, &kernel)?;
+            svm.set_budget(self.pages * PAGE_BYTES);
+        }
+        self.run_hot(svm, &kernel, extent, "")?;
         let kernel = if self.idempotent {
             let kernel = kernel.idempotent();
-            self.run_kernel(svm, &kernel, roomy, " and idempotent")?;
+            self.run_hot(svm, &kernel, extent, " and idempotent")?;
             kernel
         } else {
             kernel
         };
         let direct = svm.stats().direct_dispatches;
         // SAFETY: as above.
-        self.run_kernel(svm, &unsafe { kernel.confined() }, false, " and confined")?;
-        if roomy && svm.stats().direct_dispatches == direct {
+        self.run_kernel(svm, &unsafe { kernel.confined() }, &HOT, " and confined")?;
+        if extent == Extent::Roomy && svm.stats().direct_dispatches == direct {
             return Err("it was never run without checks".into());
         }
         Ok(())
     }
 
-    fn run_kernel(&self, svm: &Svm, kernel: &Kernel, roomy: bool, how: &str) -> Result<(), String> {
+    /// With a frame fewer than `pages`, the launch must say so: else `pages` is not the fewest, or something is lost.
+    fn refused_with_fewer(&self, svm: &Svm, kernel: &Kernel) -> Result<(), String> {
+        if self.pages == 1 {
+            return Ok(());
+        }
+        svm.set_budget((self.pages - 1) * PAGE_BYTES);
+        match self.run_kernel(svm, kernel, &[("short", 1)], "") {
+            Err(error) if error.contains("this workgroup alone needs more") => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => Err(format!("it also runs with fewer than {} pages", self.pages)),
+        }
+    }
+
+    /// Runs one variant cold, warm and hot; where there is room, its fast variant must have been run.
+    fn run_hot(&self, svm: &Svm, kernel: &Kernel, extent: Extent, how: &str) -> Result<(), String> {
+        let fast = svm.stats().fast_dispatches;
+        self.run_kernel(svm, kernel, &HOT, how)?;
+        if extent == Extent::Roomy && svm.stats().fast_dispatches == fast {
+            return Err(format!("its fast variant{how} was never run"));
+        }
+        Ok(())
+    }
+
+    /// Runs one variant at each temperature, so many launches in a row.
+    fn run_kernel(&self, svm: &Svm, kernel: &Kernel, temperatures: &[(&str, u32)], how: &str) -> Result<(), String> {
         let heap = svm.heap();
         let mut source = heap.vec_from_slice(&[0u32; WORDS]).map_err(|error| error.to_string())?;
         let base = source.as_ptr() as u64;
+        assert!(base.is_multiple_of(PAGE_BYTES), "cases count pages from the first of the source");
         (self.fill)(base, &mut source[..]);
         let before: Vec<u32> = (0..WORDS as u32).map(|i| i * 3 + 1).collect();
         let mut expected = before.clone();
         let mut destination = heap.vec_from_slice(&before).map_err(|error| error.to_string())?;
-        let fast = svm.stats().fast_dispatches;
-        for (temperature, launches) in [("cold", 1), ("warm", 1), ("hot", HOT_LAUNCHES)] {
+        for &(temperature, launches) in temperatures {
             destination.copy_from_slice(&before);
             expected.copy_from_slice(&before);
             for _ in 0..launches {
@@ -101,19 +147,16 @@ impl Case {
                 return Err(format!("{temperature}{how}: word {at} is {is:#x} and should be {should:#x}"));
             }
         }
-        if roomy && svm.stats().fast_dispatches == fast {
-            return Err(format!("its fast variant{how} was never run"));
-        }
         Ok(())
     }
 }
 
-/// Runs cases; fails with all that failed. Where there is room, and replay mode, fast variants must have been run.
-pub(super) fn run(cases: &[&Case], svm: &Svm, roomy: bool) {
+/// Runs cases; fails with all that failed.
+pub(super) fn run(cases: &[Case], svm: &Svm, extent: Extent) {
     let mut failures = Vec::new();
     for case in cases {
         let begin = Instant::now();
-        failures.extend(case.run(svm, roomy).err().map(|error| format!("{}: {error}", case.name)));
+        failures.extend(case.run(svm, extent).err().map(|error| format!("{}: {error}", case.name)));
         println!("{}: {:?}", case.name, begin.elapsed());
     }
     assert!(failures.is_empty(), "{} of {} kernels failed:\n{}", failures.len(), cases.len(), failures.join("\n"));

@@ -6,14 +6,13 @@ use crate::plain;
 pub(super) fn cases() -> Vec<Case> {
     vec![
         Case {
-            frames: 40,
             fill: |base, s| {
                 for k in 0..2000usize {
                     let next = if k + 61 < 2000 { base + 16 * (k as u64 + 61) } else { 0 };
                     s[4 * k..4 * k + 4].copy_from_slice(&[next as u32, (next >> 32) as u32, k as u32, 0]);
                 }
             },
-            ..case(plain!("list"), |_, d| {
+            ..case(plain!("list"), 9, |_, d| {
                 for i in 0..N {
                     let mut k = i;
                     d[i] = 0;
@@ -25,14 +24,13 @@ pub(super) fn cases() -> Vec<Case> {
             })
         },
         Case {
-            frames: 40,
             fill: |base, s| {
                 for k in 0..2000usize {
                     let next = if k + 61 < 2000 { base + 16 * (k as u64 + 61) } else { 0 };
                     s[4 * k..4 * k + 4].copy_from_slice(&[next as u32, (next >> 32) as u32, k as u32, 0]);
                 }
             },
-            ..case(plain!("list_unoptimised"), |_, d| {
+            ..case(plain!("list_unoptimised"), 9, |_, d| {
                 for i in 0..N {
                     let mut k = i;
                     d[i] = 0;
@@ -44,14 +42,13 @@ pub(super) fn cases() -> Vec<Case> {
             })
         },
         Case {
-            frames: 40,
             fill: |base, s| {
                 for k in 0..2000usize {
                     let next = if k + 61 < 2000 { base + 16 * (k as u64 + 61) } else { 0 };
                     s[4 * k..4 * k + 4].copy_from_slice(&[next as u32, (next >> 32) as u32, k as u32, 0]);
                 }
             },
-            ..case(plain!("list_for_ever"), |_, d| {
+            ..case(plain!("list_for_ever"), 9, |_, d| {
                 for i in 0..N {
                     let mut k = i;
                     d[i] = 0;
@@ -63,14 +60,13 @@ pub(super) fn cases() -> Vec<Case> {
             })
         },
         Case {
-            frames: 40,
             fill: |base, s| {
                 for k in 0..2000usize {
                     let next = if k + 61 < 2000 { base + 16 * (k as u64 + 61) } else { 0 };
                     s[4 * k..4 * k + 4].copy_from_slice(&[next as u32, (next >> 32) as u32, k as u32, 0]);
                 }
             },
-            ..case(plain!("list_do_while"), |_, d| {
+            ..case(plain!("list_do_while"), 9, |_, d| {
                 for i in 0..N {
                     let mut k = i;
                     d[i] = 0;
@@ -82,14 +78,13 @@ pub(super) fn cases() -> Vec<Case> {
             })
         },
         Case {
-            frames: 40,
             fill: |base, s| {
                 for k in 0..2000usize {
                     let next = if k + 61 < 2000 { base + 16 * (k as u64 + 61) } else { 0 };
                     s[4 * k..4 * k + 4].copy_from_slice(&[next as u32, (next >> 32) as u32, k as u32, 0]);
                 }
             },
-            ..case(plain!("list_break_deep"), |_, d| {
+            ..case(plain!("list_break_deep"), 9, |_, d| {
                 for i in 0..N {
                     let (mut k, mut steps) = (i, 0);
                     d[i] = 0;
@@ -103,14 +98,13 @@ pub(super) fn cases() -> Vec<Case> {
             })
         },
         Case {
-            frames: 40,
             fill: |base, s| {
                 for k in 0..2000usize {
                     let next = if k + 61 < 2000 { base + 16 * (k as u64 + 61) } else { 0 };
                     s[4 * k..4 * k + 4].copy_from_slice(&[next as u32, (next >> 32) as u32, k as u32, 0]);
                 }
             },
-            ..case(plain!("list_flags"), |_, d| {
+            ..case(plain!("list_flags"), 9, |_, d| {
                 for i in 0..N {
                     let mut k = i;
                     d[i] = 0;
@@ -122,7 +116,6 @@ pub(super) fn cases() -> Vec<Case> {
             })
         },
         Case {
-            frames: 40,
             fill: |base, s| {
                 for k in 0..1024usize {
                     let to = base + 4 * (2048 + (k as u64 * 37) % 6144);
@@ -130,14 +123,13 @@ pub(super) fn cases() -> Vec<Case> {
                     s[2 * k + 1] = (to >> 32) as u32;
                 }
             },
-            ..case(plain!("table"), |s, d| {
+            ..case(plain!("table"), 5, |s, d| {
                 for i in 0..N {
                     d[i] = s[2048 + i * 37 % 6144];
                 }
             })
         },
         Case {
-            frames: 40,
             fill: |base, s| {
                 for k in 0..1024usize {
                     let to = base + 4 * (2048 + (k as u64 * 37) % 6144);
@@ -145,14 +137,13 @@ pub(super) fn cases() -> Vec<Case> {
                     s[2 * k + 1] = (to >> 32) as u32;
                 }
             },
-            ..case(plain!("integer_pointers"), |s, d| {
+            ..case(plain!("integer_pointers"), 5, |s, d| {
                 for i in 0..N {
                     d[i] = s[2048 + i * 37 % 6144];
                 }
             })
         },
         Case {
-            frames: 40,
             fill: |base, s| {
                 for k in 0..1024usize {
                     let to = base + 4 * (2048 + (k as u64 * 37) % 6144);
@@ -160,14 +151,13 @@ pub(super) fn cases() -> Vec<Case> {
                     s[2 * k + 1] = (to >> 32) as u32;
                 }
             },
-            ..case(plain!("uvec2_pointers"), |s, d| {
+            ..case(plain!("uvec2_pointers"), 5, |s, d| {
                 for i in 0..N {
                     d[i] = s[2048 + i * 37 % 6144];
                 }
             })
         },
         Case {
-            frames: 40,
             fill: |base, s| {
                 for k in 0..1024usize {
                     let to = base + 4 * (2048 + (k as u64 * 37) % 6144);
@@ -175,66 +165,50 @@ pub(super) fn cases() -> Vec<Case> {
                     s[2 * k + 1] = (to >> 32) as u32;
                 }
             },
-            ..case(plain!("pointer_in_struct"), |s, d| {
+            ..case(plain!("pointer_in_struct"), 5, |s, d| {
                 for i in 0..N {
                     d[i] = s[2048 + i * 37 % 6144];
                 }
             })
         },
-        case(plain!("pointer_arithmetic"), |s, d| {
+        case(plain!("pointer_arithmetic"), 2, |s, d| {
             for i in 0..N {
                 for c in 0..4 {
                     d[4 * i + c] = s[4 * i + c];
                 }
             }
         }),
-        Case {
-            frames: 8,
-            ..case(plain!("pointer_parameter"), |s, d| {
-                for i in 0..N {
-                    d[i] = (0..5).fold(0u32, |x, k| x.wrapping_add(s[i + k]));
-                }
-            })
-        },
-        Case {
-            frames: 8,
-            ..case(plain!("pointer_result"), |s, d| {
-                for i in 0..N {
-                    d[i] = s[i + if i & 1 == 0 { 0 } else { 2048 }];
-                }
-            })
-        },
-        Case {
-            frames: 8,
-            ..case(plain!("pointer_select"), |s, d| {
-                for i in 0..N {
-                    d[i] = s[i + if i & 1 == 0 { 0 } else { 2048 }];
-                }
-            })
-        },
-        Case {
-            frames: 8,
-            ..case(plain!("pointer_phi"), |s, d| {
-                for i in 0..N {
-                    d[i] = (0..6).fold(0u32, |x, k| x.wrapping_mul(3).wrapping_add(s[i + 128 * k]));
-                }
-            })
-        },
-        Case {
-            frames: 10,
-            ..case(plain!("pointer_locals"), |s, d| {
-                for i in 0..N {
-                    d[i] = s[i + 1024 * (i % 3)].wrapping_add(s[i + 1024 * ((i + 1) % 3)]);
-                }
-            })
-        },
-        case(plain!("pointer_shared"), |s, d| {
+        case(plain!("pointer_parameter"), 2, |s, d| {
+            for i in 0..N {
+                d[i] = (0..5).fold(0u32, |x, k| x.wrapping_add(s[i + k]));
+            }
+        }),
+        case(plain!("pointer_result"), 3, |s, d| {
+            for i in 0..N {
+                d[i] = s[i + if i & 1 == 0 { 0 } else { 2048 }];
+            }
+        }),
+        case(plain!("pointer_select"), 3, |s, d| {
+            for i in 0..N {
+                d[i] = s[i + if i & 1 == 0 { 0 } else { 2048 }];
+            }
+        }),
+        case(plain!("pointer_phi"), 3, |s, d| {
+            for i in 0..N {
+                d[i] = (0..6).fold(0u32, |x, k| x.wrapping_mul(3).wrapping_add(s[i + 128 * k]));
+            }
+        }),
+        case(plain!("pointer_locals"), 4, |s, d| {
+            for i in 0..N {
+                d[i] = s[i + 1024 * (i % 3)].wrapping_add(s[i + 1024 * ((i + 1) % 3)]);
+            }
+        }),
+        case(plain!("pointer_shared"), 2, |s, d| {
             for i in 0..N {
                 d[i] = s[i ^ 1];
             }
         }),
         Case {
-            frames: 16,
             fill: |base, s| {
                 fn key(k: usize, low: u32, high: u32, base: u64, s: &mut [u32]) {
                     if k >= 1023 {
@@ -254,14 +228,13 @@ pub(super) fn cases() -> Vec<Case> {
                 }
                 key(0, 0, 1023, base, s);
             },
-            ..case(plain!("tree"), |_, d| {
+            ..case(plain!("tree"), 6, |_, d| {
                 for i in 0..N {
                     d[i] = i as u32 * 5 + 1;
                 }
             })
         },
         Case {
-            frames: 40,
             fill: |base, s| {
                 for k in 0..1024usize {
                     let to = base + 4 * (2048 + (k as u64 * 37) % 2000);
@@ -270,18 +243,18 @@ pub(super) fn cases() -> Vec<Case> {
                 }
                 (s[4096], s[4097]) = (base as u32, (base >> 32) as u32);
             },
-            ..case(plain!("double_indirection"), |s, d| {
+            ..case(plain!("double_indirection"), 5, |s, d| {
                 for i in 0..N {
                     d[i] = s[2048 + i * 37 % 2000];
                 }
             })
         },
-        case(plain!("push_struct"), |s, d| {
+        case(plain!("push_struct"), 2, |s, d| {
             for i in 0..N {
                 d[i] = s[i].wrapping_mul(1000);
             }
         }),
-        case(plain!("push_whole"), |s, d| {
+        case(plain!("push_whole"), 2, |s, d| {
             for i in 0..N {
                 d[i] = s[i].wrapping_add(4);
             }

@@ -45,7 +45,7 @@ fn program_of(seed: u64) -> (Program, SmallRng) {
 }
 
 /// Has llvmpipe compile without optimising, which takes most of the time.
-fn compile_fast() {
+pub(super) fn compile_fast() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
         if std::env::var_os("GALLIVM_PERF").is_none() {
