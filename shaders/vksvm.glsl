@@ -388,6 +388,16 @@ void vksvm_miss_(uint64_t at, uint64_t va, uint bytes, uint flags) {
     }
 }
 
+// The entry at `at`, while the host may replace it. It does so in one step, and devices that compute on the CPU load it in one. Of others that
+// is not known: the words are taken as those of one entry if the low one, which has the flags, still has its address behind the high one.
+uvec2 vksvm_live_entry_(uint64_t at) {
+    if (vksvm_is_lockstep_()) return unpackUint2x32(VksvmLivePte_(at).entry);
+    uint low = VksvmLiveWord_(at).value;
+    uint high = VksvmLiveWord_(at + 4ul).value;
+    bool whole = ((VksvmLiveWord_(at).value ^ low) & ~VKSVM_PTE_FLAGS) == 0u;
+    return whole ? uvec2(low, high) : uvec2(0u);
+}
+
 // Everything but the plain hit: setting accessed and dirty, putting the first store on record, misses.
 uint64_t vksvm_slow_(uint64_t va, uint bytes, bool write) {
     uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
@@ -418,8 +428,10 @@ uint64_t vksvm_slow_(uint64_t va, uint bytes, bool write) {
             // Live, the entry may have been taken away since; then the bits are collected by whoever took it.
             if ((entry & set) != set) entry = atomicOr(low.value, set);
             if ((entry & need) == need) {
-                uint high = live ? VksvmLiveWord_(at + 4ul).value : VksvmWord_(at + 4ul).value;
-                return packUint2x32(uvec2((entry & ~VKSVM_PTE_FLAGS) | (uint(va) & VKSVM_PTE_FLAGS), high));
+                // Live, another frame may have come in place of the zero frame since: both words must be of the same entry.
+                uvec2 whole = live ? vksvm_live_entry_(at) : uvec2(entry, VksvmWord_(at + 4ul).value);
+                if (((whole.x ^ entry) & ~VKSVM_PTE_FLAGS) == 0u)
+                    return packUint2x32(uvec2((entry & ~VKSVM_PTE_FLAGS) | (uint(va) & VKSVM_PTE_FLAGS), whole.y));
             }
         } else {
             if (!live) vksvm_poison_();
@@ -438,15 +450,9 @@ uint64_t vksvm_translate_live_(uint64_t va, uint bytes, bool write) {
     uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
     for (uint round = 0u; round < 1000u; round++) {
         uint want = write ? vksvm_write_want_ : VKSVM_READ_WANT_;
-        // The table has a power of two of entries, so that nothing is compared before the load. The host changes an entry in one step,
-        // and devices that compute on the CPU load it in one; of others that is not known, and there the flags come first.
+        // The table has a power of two of entries, so that nothing is compared before the load.
         uint64_t at = vksvm_launch_.table + 8ul * (page & uint64_t(vksvm_launch_.pages - 1u));
-        uvec2 entry;
-        if (vksvm_is_lockstep_()) entry = unpackUint2x32(VksvmLivePte_(at).entry);
-        else {
-            entry.x = VksvmLiveWord_(at).value;
-            entry.y = VksvmLiveWord_(at + 4ul).value;
-        }
+        uvec2 entry = vksvm_live_entry_(at);
         // Now and then the slow path is taken for its safe point alone.
         bool hit = page < uint64_t(vksvm_launch_.pages) && (entry.x & want) == want && (++vksvm_hits_ & 63u) != 0u;
         uint64_t result = packUint2x32(uvec2((entry.x & ~VKSVM_PTE_FLAGS) | (uint(va) & VKSVM_PTE_FLAGS), entry.y));

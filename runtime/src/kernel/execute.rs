@@ -384,15 +384,15 @@ impl Executor {
                         self.service.unprotect();
                         continue;
                     }
-                    if left == 1 && matches!(shortage, Shortage::Frames) && self.mirror.is_refused() {
-                        let bytes = PAGE_SIZE as u64;
-                        return Err(self.device_failed(job, DeviceError::OutOfMemory { what: "frames", bytes }));
-                    }
                     if left == 1 && matches!(shortage, Shortage::Frames) && !strict {
                         waiting.push(unfinished);
                         self.service.unprotect();
                         self.be_strict(true);
                         continue;
+                    }
+                    if left == 1 && matches!(shortage, Shortage::Frames) && self.mirror.is_refused() {
+                        let bytes = PAGE_SIZE as u64;
+                        return Err(self.device_failed(job, DeviceError::OutOfMemory { what: "frames", bytes }));
                     }
                     if left == 1 {
                         return Err(self.too_large(job, unfinished.id(0), shortage));

@@ -119,7 +119,6 @@ impl Executor {
             self.sort_work();
             if result.is_ok() && self.serve_request(Beside::Dispatch) {
                 busy = Instant::now();
-                continue;
             }
             if result.is_ok()
                 && let Some(limit) = self.options.time_limit

@@ -132,7 +132,8 @@ impl Executor {
         } else {
             let asked = faults.len();
             let served = self.service.bring(&mut faults, request.moving)?;
-            let brought = asked - served.refused.len() - served.short;
+            // A page can be both, refused to a kernel that would store and short as one that is read.
+            let brought = asked.saturating_sub(served.refused.len() + served.short);
             request.brought += brought as u64;
             Counters::add(&self.counters.pages_brought, brought as u64);
             served.short

@@ -100,8 +100,9 @@ impl Service {
         let mut at = 0;
         while at < asked {
             let vma = self.space.vmas().read().find(faults[at].page).cloned();
-            let Some(vma) = vma.filter(|vma| vma.permission() == Permission::ReadWrite && !vma.advice().is_random())
-            else {
+            let Some(vma) = vma.filter(|vma| {
+                vma.permission() == Permission::ReadWrite && !vma.advice().is_random() && !vma.advice().is_read_mostly()
+            }) else {
                 at += 1;
                 continue;
             };

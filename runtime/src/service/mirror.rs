@@ -428,11 +428,12 @@ impl DeviceMirror {
             let written = unsafe { self.home.views.write(run, frames.as_ptr()) };
             match written {
                 Ok(()) => self.came_home(state, pages, Ok(())),
-                // Faults through the alias may still find memory; giving up would lose what the device wrote.
-                Err(_) => {
+                // Another way is through the alias, once the pages have memory: without, touching them there is a SIGBUS.
+                Err(_) if self.home.views.allocate(run).is_ok() => {
                     filled.copies.push(*copy);
                     filled.pages.extend(pages);
                 }
+                Err(error) => self.came_home(state, pages, Err(error.to_string())),
             }
         }
         // SAFETY: as above; the alias is always writable.

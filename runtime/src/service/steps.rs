@@ -13,7 +13,6 @@ use crate::mm::state::{Fill, Lose, Quiet, commit, fill, quiet};
 use crate::mm::vma::Permission;
 use crate::observe::Counters;
 use crate::policy::Granule;
-use crate::track::TrackerKind;
 use std::time::Instant;
 
 /// What a page of a batch needs.
@@ -119,8 +118,8 @@ impl Service {
         // What others are told, and of which pages: readers keep their copies unless somebody writes.
         let mut others: Vec<(Event, PageRange)> = Vec::new();
         let mut watched = PageRange::default();
-        // SIGSEGV's protection would show the CPU what it has lost; see `widened`.
-        let wide = *live && tracker.kind() == TrackerKind::Userfaultfd;
+        // Others would let the program see what the pages around have lost; see `widened`.
+        let wide = *live && tracker.serves_system_calls();
         let mut index = 0;
         lose_stores.clear();
         lose_all.clear();
@@ -307,7 +306,8 @@ impl Service {
                         debug_assert!(entry & pte::VALID != 0);
                     }
                     Action::Copy(frame) | Action::Zero(frame) => {
-                        // It may have been mapped to the zero frame, and read there. No dispatch is in flight.
+                        // It may have been mapped to the zero frame, and read there. Live kernels may do so still, once each: an entry is replaced in one
+                        // step, and the shader takes both words from one (`vksvm_live_entry_`).
                         self.mirror.collect(page, state.table.load(page));
                         state.table.store(page, state.frames.address(frame), flags);
                     }

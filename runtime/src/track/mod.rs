@@ -203,6 +203,12 @@ pub trait Tracker: Send + Sync {
     /// One line on how it works here: privileges, features, limits in force.
     fn describe(&self) -> String;
 
+    /// Whether the kernel's own accesses, in system calls, wait for permission as the program's do. Where they fail instead, or where
+    /// protection is coarse, pages that nobody asked for keep what they may.
+    fn serves_system_calls(&self) -> bool {
+        false
+    }
+
     /// Starts delivering faults to `handler`. Called once, before the first [`Tracker::watch`].
     fn start(&self, handler: Arc<dyn FaultHandler>) -> Result<(), TrackError>;
 

@@ -21,6 +21,12 @@ enum Use {
     Other,
 }
 
+/// Whether a value is one argument at most: not a structure, array or vector of several.
+fn is_single(code: &Code, value: Word) -> bool {
+    let opcode = code.type_of(value).and_then(|ty| code.global(ty)).map(|ty| ty.class.opcode);
+    matches!(opcode, Some(Op::TypePointer | Op::TypeInt | Op::TypeFloat | Op::TypeBool))
+}
+
 /// The arguments that are only reached from; `exact` says of pointers that are accessed which argument they come from, if they come
 /// from one by arithmetic alone.
 pub(super) fn own(code: &Code, exact: &HashMap<Word, u32>, origins: &Origins<'_>) -> HashSet<u32> {
@@ -38,7 +44,7 @@ pub(super) fn own(code: &Code, exact: &HashMap<Word, u32>, origins: &Origins<'_>
         };
         let from = instruction.operands.first().and_then(Operand::id_ref_any).filter(|&from| pushed(from));
         match (instruction.class.opcode, from, instruction.result_id) {
-            (Op::Load, Some(from), Some(value)) => match origins.argument(from) {
+            (Op::Load, Some(from), Some(value)) => match origins.argument(from).filter(|_| is_single(code, value)) {
                 Some(argument) => loads.push((argument, value)),
                 // Several at once, or one of several: who knows which.
                 None => return HashSet::new(),

@@ -136,6 +136,10 @@ impl Tracker for UffdTracker {
         TrackerKind::Userfaultfd
     }
 
+    fn serves_system_calls(&self) -> bool {
+        self.privilege != Privilege::UserModeOnly
+    }
+
     fn describe(&self) -> String {
         let calls = match self.privilege {
             Privilege::Full => "privileged, system calls on tracked pages work",
