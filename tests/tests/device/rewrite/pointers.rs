@@ -259,5 +259,10 @@ pub(super) fn cases() -> Vec<Case> {
                 d[i] = s[i].wrapping_add(4);
             }
         }),
+        case(plain!("push_both"), 2, |s, d| {
+            for i in 0..N {
+                d[i] = s[i].wrapping_mul(4);
+            }
+        }),
     ]
 }
