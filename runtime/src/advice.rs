@@ -135,7 +135,8 @@ impl Svm {
 
     /// The contents of `values` no longer matter: whole pages inside are dropped wherever they are, and nothing of them is moved in either direction. Until
     /// they are written again, they read as zeros on all sides; what lies on pages that reach beyond `values` keeps its value. Kernels that
-    /// run may go on: what they store meanwhile is dropped or stays. Returns the pages discarded.
+    /// run may go on: what they store meanwhile is dropped or stays. Hints stay, pins
+    /// ([`AddressSpace::pin_home`](crate::mm::space::AddressSpace::pin_home)) end. Returns the pages discarded.
     /// CUDA: `cudaMemDiscardBatchAsync`, where reads are undefined; Linux: `madvise(MADV_REMOVE)`.
     ///
     /// # Errors

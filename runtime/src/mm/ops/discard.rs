@@ -10,7 +10,7 @@ const STEP: u32 = 4096;
 
 impl AddressSpace {
     /// The contents of `span` no longer matter: their memory is given back, on the host and on devices, nothing is copied, and the pages
-    /// read as zeros. Linux: `madvise(MADV_REMOVE)`.
+    /// read as zeros, pinned no more. Linux: `madvise(MADV_REMOVE)`.
     ///
     /// # Errors
     /// If `span` is empty, not whole pages, not mapped throughout, read-only in part, or holds the allocator's memory.
