@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{soft, trackers, with_each_tracker};
+use common::{increment, soft, trackers, with_each_tracker};
 use vksvm::addr::VirtAddr;
 use vksvm::device::soft::{SoftContext, SoftOptions};
 use vksvm::mm::ops::Span;
@@ -11,17 +11,6 @@ use vksvm::{AdviceError, Hint, Kernel, Location, OpError, PageState, Permission,
 const PAGE: usize = 4096;
 const WORDS: usize = PAGE / 4;
 type Page = [u32; WORDS];
-
-/// Adds one to the first word of each page of an array, one invocation a page.
-fn increment(svm: &Svm) -> Kernel {
-    let body = |invocation: &mut SoftContext<'_>| {
-        let at = invocation.arguments::<u64>() + PAGE as u64 * u64::from(invocation.global_id()[0]);
-        let value: u32 = invocation.load(at);
-        invocation.store(at, value.wrapping_add(1));
-    };
-    // SAFETY: it changes the array it is launched with, each page in one invocation.
-    unsafe { svm.soft_kernel("increment", [1, 1, 1], 8, body) }.unwrap()
-}
 
 /// Adds the first words of all pages but the last to that of the last.
 fn sum(svm: &Svm) -> Kernel {

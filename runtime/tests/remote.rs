@@ -2,26 +2,15 @@
 
 mod common;
 
-use common::{soft, trackers, with_each_tracker};
+use common::{increment, soft, trackers, with_each_tracker};
 use vksvm::addr::VirtAddr;
 use vksvm::device::soft::{SoftContext, SoftOptions};
 use vksvm::kernel::FaultReason;
 use vksvm::mm::ops::Span;
-use vksvm::{Builder, Kernel, LaunchError, PageState, Permission, Placement, Stats, Svm};
+use vksvm::{Builder, LaunchError, PageState, Permission, Placement, Stats, Svm};
 
 const PAGE: usize = 4096;
 const WORDS: usize = PAGE / 4;
-
-/// Adds one to the first word of each page of an array, one invocation a page.
-fn increment(svm: &Svm) -> Kernel {
-    let body = |invocation: &mut SoftContext<'_>| {
-        let at = invocation.arguments::<u64>() + PAGE as u64 * u64::from(invocation.global_id()[0]);
-        let value: u32 = invocation.load(at);
-        invocation.store(at, value.wrapping_add(1));
-    };
-    // SAFETY: it changes the array it is launched with, each page in one invocation.
-    unsafe { svm.soft_kernel("increment", [1, 1, 1], 8, body) }.unwrap()
-}
 
 fn pages_of<T>(pages: &[T]) -> Span {
     Span { start: VirtAddr::of(pages), bytes: size_of_val(pages) as u64 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{soft, trackers, with_each_tracker};
+use common::{increment, soft, trackers, with_each_tracker};
 use std::os::unix::process::ExitStatusExt;
 use vksvm::device::soft::SoftContext;
 use vksvm::kernel::FaultReason;
@@ -10,17 +10,6 @@ use vksvm::{Kernel, LaunchError, MapRequest, Mapping, OpError, Permission, Svm};
 
 const PAGE: usize = 4096;
 const SIGSEGV: i32 = 11;
-
-/// Adds one to the first word of each page, one page an invocation.
-fn increment(svm: &Svm) -> Kernel {
-    let body = |invocation: &mut SoftContext<'_>| {
-        let at = invocation.arguments::<u64>() + PAGE as u64 * u64::from(invocation.global_id()[0]);
-        let value: u32 = invocation.load(at);
-        invocation.store(at, value + 1);
-    };
-    // SAFETY: it changes the pages it is launched with, each in one invocation.
-    unsafe { svm.soft_kernel("increment", [1, 1, 1], 8, body) }.unwrap()
-}
 
 /// Reads `u32`s at an address, one page apart, into an array.
 fn gather(svm: &Svm) -> Kernel {

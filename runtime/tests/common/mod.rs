@@ -3,8 +3,8 @@
 
 pub(crate) mod device;
 
-use vksvm::device::soft::SoftOptions;
-use vksvm::{Builder, Svm, TrackerKind};
+use vksvm::device::soft::{SoftContext, SoftOptions};
+use vksvm::{Builder, Kernel, Svm, TrackerKind};
 
 /// The trackers that work here.
 pub(crate) fn trackers() -> Vec<TrackerKind> {
@@ -30,6 +30,18 @@ pub(crate) fn with_each_tracker(options: impl Fn(Builder) -> Builder, test: impl
     for tracker in trackers() {
         test(&soft(tracker, &options).unwrap());
     }
+}
+
+/// Adds one to the first word of each page of an array, one invocation a page.
+pub(crate) fn increment(svm: &Svm) -> Kernel {
+    const PAGE: u64 = 4096;
+    let body = |invocation: &mut SoftContext<'_>| {
+        let at = invocation.arguments::<u64>() + PAGE * u64::from(invocation.global_id()[0]);
+        let value: u32 = invocation.load(at);
+        invocation.store(at, value.wrapping_add(1));
+    };
+    // SAFETY: it changes the array it is launched with, each page in one invocation.
+    unsafe { svm.soft_kernel("increment", [1, 1, 1], 8, body) }.unwrap()
 }
 
 /// Runs the named test again, in a process of its own: false there, where the test does what only a process of its own may do. True in
