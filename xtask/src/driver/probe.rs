@@ -52,7 +52,8 @@ pub(super) fn ask(runner: Option<&Path>, profile: Profile) -> Result<Answer> {
         return Ok(Answer::Unknown);
     }
     let select = ["--package", PACKAGE, "--bin", BINARY];
-    cargo::run(cargo::cargo().args(["build", "--quiet"]).args(select).args(profile.args()))?;
+    // Not quietly: the first time it takes a minute or two.
+    cargo::run(cargo::cargo().arg("build").args(select).args(profile.args()))?;
 
     let mut command = cargo::cargo();
     command.args(["run", "--quiet"]).args(select).args(profile.args());
