@@ -1,0 +1,114 @@
+//! What is chosen for the device at hand where the program leaves it open: fault mode, placement, frames; each with the reason in words.
+
+use super::OpenError;
+use crate::addr::PAGE_SIZE;
+use crate::device::{Device, LiveUnit, MemoryTimes};
+use crate::mm::state::Placement;
+use crate::policy::{Habit, fastest};
+
+/// Processors from which on `auto` takes live mode on a device that computes on the CPU: one is the service thread's alone.
+pub(super) const AUTO_LIVE_PROCESSORS: usize = 4;
+
+/// How device faults are serviced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FaultMode {
+    /// Live where a start-up probe shows that it works and it is known to pay, replay elsewhere.
+    #[default]
+    Auto,
+    /// A missing page restarts its workgroup once it is there. Works on every device.
+    Replay,
+    /// A missing page is waited for inside the kernel, if a start-up probe shows that this works; else replay, and
+    /// [`Info::fault_mode`](crate::Info::fault_mode) says why. On llvmpipe this sets `LP_NUM_THREADS`, unless it is set, to leave a
+    /// processor to the service thread: open the runtime before starting threads whose C code reads the environment.
+    Live,
+}
+
+/// The units of live mode, or none for replay; and a line that says why.
+pub(super) fn choose_fault_mode(
+    mode: FaultMode,
+    device: &dyn Device,
+    processors: usize,
+) -> Result<(Option<LiveUnit>, String), OpenError> {
+    let replay = |why: &str| Ok((None, format!("replay: {why}")));
+    match mode {
+        FaultMode::Replay => return replay("asked for"),
+        FaultMode::Auto if !device.info().is_cpu => {
+            return replay("live mode has not been measured on such devices; VKSVM_FAULT_MODE=live tries it");
+        }
+        FaultMode::Auto if processors < AUTO_LIVE_PROCESSORS => {
+            return replay("live mode would keep one of few processors for the service thread");
+        }
+        FaultMode::Auto | FaultMode::Live => {}
+    }
+    match (device.probe_live(), mode) {
+        (Ok(unit), _) => Ok((
+            Some(unit),
+            format!(
+                "live, by {}",
+                match unit {
+                    LiveUnit::Workgroup => "workgroup",
+                    LiveUnit::Invocation => "invocation",
+                }
+            ),
+        )),
+        (Err(why), FaultMode::Live) => {
+            tracing::warn!("live mode was asked for and does not work here: {why}");
+            replay(&format!("live mode does not work here: {why}"))
+        }
+        (Err(why), _) => replay(&why),
+    }
+}
+
+/// How the place of pages is chosen.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum PlacementChoice {
+    Fixed(Placement),
+    Measured,
+}
+
+/// Where pages are to be, and a line that says why.
+pub(super) fn choose_placement(choice: PlacementChoice, device: &dyn Device) -> (Habit, String) {
+    let fixed = |placement| Habit { placement, sparse_at_home: false };
+    let copied = |why: &str| (fixed(Placement::Copy), format!("copied: {why}"));
+    match choice {
+        PlacementChoice::Fixed(Placement::Remote) if device.info().import.is_none() => {
+            copied("the device cannot map home pages")
+        }
+        PlacementChoice::Fixed(Placement::Remote) => (fixed(Placement::Remote), "at home: asked for".into()),
+        PlacementChoice::Fixed(Placement::Copy) => copied("by default; VKSVM_PLACEMENT=auto measures"),
+        PlacementChoice::Measured => match device.measure_memory() {
+            None => copied("the device has memory of its own, or cannot map home pages"),
+            Some(Err(error)) => copied(&format!("measuring failed: {error}")),
+            Some(Ok(times)) => {
+                let habit = fastest(times);
+                let MemoryTimes { frames, home, sparse, copy } = times;
+                let what = match habit {
+                    Habit { placement: Placement::Remote, .. } => "at home",
+                    Habit { sparse_at_home: true, .. } => "copied, but at home what is read here and there",
+                    Habit { .. } => "copied",
+                };
+                let why = format!(
+                    "measured, a page: {home} ns at home and {frames} ns in frames for all of it, {sparse} ns for a word at home, {copy} ns to copy"
+                );
+                (habit, format!("{what}: {why}"))
+            }
+        },
+    }
+}
+
+/// Whole frames in so many bytes, at least one.
+pub(super) fn frames_in(bytes: u64) -> u32 {
+    u32::try_from(bytes / PAGE_SIZE as u64).unwrap_or(u32::MAX).max(1)
+}
+
+pub(super) fn default_frames(device: &dyn Device) -> u32 {
+    let info = device.info();
+    let bytes = if info.host_mapped_frames { info.memory_bytes / 2 } else { info.memory_bytes / 5 * 4 };
+    u32::try_from(bytes / PAGE_SIZE as u64).unwrap_or(u32::MAX).max(1)
+}
+
+/// What was chosen at start, in words.
+pub(super) struct Chosen {
+    pub(super) fault_mode: String,
+    pub(super) placement: String,
+}
