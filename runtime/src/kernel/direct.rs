@@ -12,8 +12,9 @@
 
 use super::Code;
 use super::error::LaunchError;
-use super::execute::{Executor, Job, WorkList};
+use super::execute::{Executor, Job};
 use super::fast::PointerArgument;
+use super::worklist::WorkList;
 use crate::addr::{Access, PageRange};
 use crate::device::layout::{LAUNCH_BYTES, LaunchBlock, RUN_BYTES, variant};
 use crate::observe::Counters;

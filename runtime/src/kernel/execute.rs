@@ -21,38 +21,35 @@
 //! the dispatch is done.
 
 use super::KernelModule;
-use super::arrays::{self, ArrayArgument};
-use super::error::{FaultReason, KernelFault, LaunchError};
+use super::arrays::ArrayArgument;
+use super::dispatch::Pass;
+use super::error::LaunchError;
 use super::fast::PointerArgument;
 use super::requests::{Beside, Request, Work};
-use crate::addr::{Access, PAGE_SIZE, PageIndex, PageRange, VirtAddr};
-use crate::device::layout::{Control, FaultEntry, LAUNCH_LISTED, LaunchBlock, area, fault_flags, variant};
-use crate::device::{DeviceError, Dispatch, FaultQueue, LiveUnit, SharedMemory, SharedUse};
+use super::worklist::{WorkList, coordinates};
+use crate::addr::{Access, PAGE_SIZE, PageIndex, PageRange};
+use crate::device::layout::{Control, FaultEntry, area, variant};
+use crate::device::{DeviceError, FaultQueue, LiveUnit, SharedMemory, SharedUse};
 use crate::hmm::Mirror;
 use crate::mm::heap::Heap;
 use crate::mm::space::AddressSpace;
-use crate::mm::vma::Permission;
 use crate::observe::{Counters, Stats};
 use crate::policy::Habit;
-use crate::service::{DeviceMirror, GateGuard, PageFault, Service};
+use crate::service::{DeviceMirror, PageFault, Service};
 use crossbeam_channel::{Receiver, Sender};
 use hashbrown::HashSet;
 use std::collections::VecDeque;
-use std::mem::offset_of;
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Most workgroups of one slice: bounds the work list and the replay map.
-const MAX_SLICE: u32 = 1 << 18;
+pub(super) const MAX_SLICE: u32 = 1 << 18;
 const _: () = assert!(MAX_SLICE as usize == area::SLOTS);
 /// Slices that miss pages are shortened, but not below this many workgroups.
 const SCOUT: u32 = 1024;
-/// How long a dispatch should take at most; slices adapt to it.
-const SLICE_TIME: Duration = Duration::from_millis(20);
 /// Copies of straddling objects, per dispatch.
-const BOUNCE_BYTES: u32 = 4 << 20;
+pub(super) const BOUNCE_BYTES: u32 = 4 << 20;
 /// Rounds without a finished workgroup before CPU faults are held off.
 const PATIENCE: u32 = 4;
 
@@ -74,43 +71,6 @@ pub(crate) struct Job {
     pub(crate) spans: Vec<(PageRange, Access)>,
     pub(crate) places: Vec<PointerArgument>,
     pub(crate) done: Sender<Result<LaunchReport, LaunchError>>,
-}
-
-/// Workgroups to run.
-#[derive(Clone, Debug)]
-pub(super) enum WorkList {
-    /// `count` ids from `first` on.
-    Span { first: u32, count: u32 },
-    /// These ids.
-    Ids(Vec<u32>),
-}
-
-impl WorkList {
-    pub(super) fn len(&self) -> u32 {
-        match self {
-            Self::Span { count, .. } => *count,
-            Self::Ids(ids) => ids.len() as u32,
-        }
-    }
-
-    fn id(&self, slot: u32) -> u32 {
-        match self {
-            Self::Span { first, .. } => first + slot,
-            Self::Ids(ids) => ids[slot as usize],
-        }
-    }
-
-    /// Cuts off all but the first `count` workgroups.
-    pub(super) fn split_off(&mut self, count: u32) -> Self {
-        match self {
-            Self::Span { first, count: all } => {
-                let rest = Self::Span { first: *first + count, count: *all - count };
-                *all = count;
-                rest
-            }
-            Self::Ids(ids) => Self::Ids(ids.split_off(count as usize)),
-        }
-    }
 }
 
 /// Options that concern execution.
@@ -140,23 +100,23 @@ pub(crate) struct ExecutorOptions {
 /// Runs jobs on a thread of its own.
 pub(crate) struct Executor {
     pub(super) space: Arc<AddressSpace>,
-    heap: Heap,
+    pub(super) heap: Heap,
     pub(super) mirror: Arc<DeviceMirror>,
     pub(super) service: Service,
     pub(super) counters: Arc<Counters>,
     pub(super) options: ExecutorOptions,
     pub(super) queue: FaultQueue,
-    list: Box<dyn SharedMemory>,
+    pub(super) list: Box<dyn SharedMemory>,
     pub(super) units: Box<dyn SharedMemory>,
     // Kept alive for the control block, which points to it.
     _bounce: Box<dyn SharedMemory>,
-    slice: u32,
+    pub(super) slice: u32,
     /// Whether pages were missed since this was last reset.
-    missed: bool,
+    pub(super) missed: bool,
     pub(super) entries: Vec<FaultEntry>,
     pub(super) faults: Vec<PageFault>,
     /// Pages that faulted since the attempt began: new ones are progress.
-    seen: HashSet<PageIndex>,
+    pub(super) seen: HashSet<PageIndex>,
     /// Kernels whose needs are not guessed; see `parts.rs`.
     pub(super) unguessable: HashSet<u32>,
     /// Faults to be served later, and when: somebody else is to keep their pages for a while.
@@ -168,29 +128,9 @@ pub(crate) struct Executor {
     pub(super) jobs: VecDeque<Job>,
     pub(super) requests: VecDeque<Request>,
     /// Whether what poisoned invocations guess is left alone.
-    strict: bool,
+    pub(super) strict: bool,
     /// Whether a fast pass may hit.
     pub(super) try_fast: bool,
-}
-
-/// Words of a map with a bit for each of `count` slots.
-fn map_words(count: u32) -> usize {
-    count.div_ceil(32) as usize
-}
-
-/// A dispatch, ready to run.
-pub(super) struct Prepared {
-    pub(super) push: Vec<u8>,
-    pub(super) groups: [u32; 2],
-}
-
-/// What a pass left to do.
-pub(super) struct Pass {
-    pub(super) replay: Vec<u32>,
-    /// A workgroup that was poisoned although it had stored.
-    pub(super) late: Option<u32>,
-    /// Straddling objects found no room for their copies.
-    bounce_full: bool,
 }
 
 /// What there was not enough of.
@@ -510,266 +450,4 @@ impl Executor {
         let gate = mirror.close_gate();
         self.dispatch(job, list, bits, &gate)
     }
-
-    /// Variant bits that hold for every dispatch of a job.
-    pub(super) fn common_bits(&self, job: &Job) -> u32 {
-        let count = if self.options.count_translations { variant::COUNT } else { 0 };
-        let linear = if job.grid[1..] == [1, 1] { variant::LINEAR } else { 0 };
-        count | linear
-    }
-
-    /// One dispatch of a list, with the gate closed. Drains the queue into `self.entries`.
-    pub(super) fn dispatch(
-        &mut self,
-        job: &Job,
-        list: &WorkList,
-        bits: u32,
-        gate: &GateGuard<'_>,
-    ) -> Result<Pass, LaunchError> {
-        let mut prepared = self.prepare(job, list, gate)?;
-        let bits = bits | self.resolve_arrays(job, gate, &mut prepared);
-        if bits & variant::FAST != 0 {
-            Counters::add(&self.counters.fast_dispatches, 1);
-            self.place_runs(job, gate, &mut prepared.push);
-        }
-        self.run_prepared(job, list, bits, &prepared)
-    }
-
-    /// Fills the device addresses of arrays in; returns the variant that uses them, if all qualify.
-    pub(super) fn resolve_arrays(&self, job: &Job, gate: &GateGuard<'_>, prepared: &mut Prepared) -> u32 {
-        let arguments = &mut prepared.push[size_of::<LaunchBlock>()..];
-        let resolved = self.passes_arrays(job) && arrays::resolve(&self.mirror, gate, &job.arrays, arguments);
-        if resolved { variant::ARRAYS } else { 0 }
-    }
-
-    /// Runs what was prepared, with the gate closed since.
-    pub(super) fn run_prepared(
-        &mut self,
-        job: &Job,
-        list: &WorkList,
-        bits: u32,
-        prepared: &Prepared,
-    ) -> Result<Pass, LaunchError> {
-        let bits = bits | self.common_bits(job);
-        let dispatch = Dispatch { kernel: &job.kernel, variant: bits, push: &prepared.push, groups: prepared.groups };
-        let time = match self.mirror.device().run(&dispatch) {
-            Ok(time) => time,
-            Err(error) => {
-                // What it reported before it failed is nobody's: the pages must be able to be reported again.
-                self.queue.drain(self.mirror.epochs().control(), &mut self.entries);
-                let (views, entries) = (&self.space.home().views, self.entries.drain(..));
-                self.service.abandon(entries.filter_map(|entry| views.page_of(VirtAddr(entry.address))));
-                return Err(self.device_failed(job, error));
-            }
-        };
-        let drained = self.queue.drain(self.mirror.epochs().control(), &mut self.entries);
-        Counters::add(&self.counters.device_faults, u64::from(drained.entries));
-        Counters::add(&self.counters.lost_faults, u64::from(drained.lost));
-        self.missed |= drained.entries > 0;
-        if drained.entries == 0 {
-            self.adapt_slice(list.len(), time);
-        }
-        Ok(self.finish(list, bits, time))
-    }
-
-    /// A map with a bit for each slot, by its offset from the control block.
-    fn map(&self, offset: usize) -> NonNull<u32> {
-        // SAFETY: the offset is one of `area`, inside the control block's memory.
-        unsafe { self.mirror.epochs().control().host().add(offset) }.cast()
-    }
-
-    /// Most workgroups of a dispatch side by side.
-    pub(super) fn row(&self) -> u32 {
-        self.mirror.device().info().dispatch[0].min(1 << 15)
-    }
-
-    /// Writes the work list and clears the maps and counters for a dispatch of `list`.
-    pub(super) fn prepare(
-        &mut self,
-        job: &Job,
-        list: &WorkList,
-        gate: &GateGuard<'_>,
-    ) -> Result<Prepared, LaunchError> {
-        let count = list.len();
-        let (table, pages) = self.mirror.table(gate).map_err(|error| self.device_failed(job, error))?;
-        debug_assert!(pages.is_power_of_two(), "kernels mask page numbers");
-        let mut block = LaunchBlock {
-            control: self.mirror.epochs().control().address(),
-            heap_base: self.space.home().views.addr_of(PageIndex(0)).0,
-            table,
-            pages,
-            count,
-            first: 0,
-            flags: 0,
-            grid_x: job.grid[0],
-            grid_y: job.grid[1],
-        };
-        match list {
-            WorkList::Span { first, .. } => block.first = *first,
-            WorkList::Ids(ids) => {
-                block.flags = LAUNCH_LISTED;
-                // SAFETY: a list has at most MAX_SLICE ids, the memory's size; no dispatch is in flight.
-                unsafe { self.list.host().cast::<u32>().as_ptr().copy_from_nonoverlapping(ids.as_ptr(), ids.len()) };
-            }
-        }
-        for map in [area::REPLAY_MAP, area::STORED_MAP] {
-            // SAFETY: the maps have a bit for each of MAX_SLICE slots; no dispatch is in flight.
-            unsafe { self.map(map).write_bytes(0, map_words(count)) };
-        }
-        let epochs = self.mirror.epochs();
-        epochs.word(offset_of!(Control, queue_head)).store(0, Ordering::Relaxed);
-        epochs.word(offset_of!(Control, bounce_head)).store(0, Ordering::Relaxed);
-        epochs.word(offset_of!(Control, grid_z)).store(job.grid[2], Ordering::Relaxed);
-        let group_size = job.kernel.local_size.iter().product();
-        epochs.word(offset_of!(Control, group_size)).store(group_size, Ordering::Relaxed);
-        epochs.word(offset_of!(Control, kernel)).store(job.kernel.id, Ordering::Release);
-        let mut push = bytemuck::bytes_of(&block).to_vec();
-        push.extend_from_slice(&job.arguments);
-        push.resize(job.kernel.push_bytes(), 0);
-        let row = self.row();
-        let groups = if count <= row { [count, 1] } else { [row, count.div_ceil(row)] };
-        Ok(Prepared { push, groups })
-    }
-
-    /// Reads what a dispatch of `list` left: counters, and which workgroups must run again.
-    pub(super) fn finish(&self, list: &WorkList, bits: u32, time: Duration) -> Pass {
-        let epochs = self.mirror.epochs();
-        Counters::add(&self.counters.dispatches, 1);
-        Counters::add_time(&self.counters.kernel_nanos, time);
-        let translations = epochs.word(offset_of!(Control, translations)).swap(0, Ordering::AcqRel);
-        Counters::add(&self.counters.translations, u64::from(translations));
-        let bounced = epochs.word(offset_of!(Control, bounce_head)).load(Ordering::Acquire);
-        let mut pass = Pass { replay: Vec::new(), late: None, bounce_full: bounced > BOUNCE_BYTES };
-        for word in 0..map_words(list.len()) {
-            // SAFETY: in bounds as in `prepare`; the dispatch is done.
-            let (replay, stored) =
-                unsafe { (self.map(area::REPLAY_MAP).add(word).read(), self.map(area::STORED_MAP).add(word).read()) };
-            if bits & variant::IDEMPOTENT == 0 && replay & stored != 0 {
-                pass.late = Some(list.id(word as u32 * 32 + (replay & stored).trailing_zeros()));
-            }
-            let mut rest = replay;
-            while rest != 0 {
-                pass.replay.push(list.id(word as u32 * 32 + rest.trailing_zeros()));
-                rest &= rest - 1;
-            }
-        }
-        pass
-    }
-
-    /// Keeps dispatches without faults near the time a shootdown may wait.
-    fn adapt_slice(&mut self, count: u32, time: Duration) {
-        if time > SLICE_TIME {
-            self.slice = (count / 2).max(64);
-        } else if count == self.slice && time < SLICE_TIME / 4 {
-            self.slice = (self.slice * 2).min(MAX_SLICE);
-        }
-    }
-
-    /// Services what was drained. True if frames were short.
-    pub(super) fn serve(&mut self, job: &Job, late: Option<u32>) -> Result<bool, LaunchError> {
-        let mut entries = std::mem::take(&mut self.entries);
-        let result = self.serve_entries(job, late, &entries);
-        if result.is_err() {
-            self.abandon(&entries);
-        }
-        entries.clear();
-        self.entries = entries;
-        result
-    }
-
-    /// Lets kernels to come report these pages again.
-    pub(super) fn abandon(&self, entries: &[FaultEntry]) {
-        let views = &self.space.home().views;
-        self.service.abandon(entries.iter().filter_map(|entry| views.page_of(VirtAddr(entry.address))));
-    }
-
-    fn serve_entries(&mut self, job: &Job, late: Option<u32>, entries: &[FaultEntry]) -> Result<bool, LaunchError> {
-        let views = &self.space.home().views;
-        self.faults.clear();
-        if self.strict {
-            let guesses = entries.iter().filter(|entry| entry.flags & fault_flags::SPECULATIVE != 0);
-            self.service.abandon(guesses.filter_map(|entry| views.page_of(VirtAddr(entry.address))));
-        }
-        for entry in entries.iter().filter(|entry| !self.strict || entry.flags & fault_flags::SPECULATIVE == 0) {
-            let access = if entry.flags & fault_flags::WRITE != 0 { Access::Write } else { Access::Read };
-            if entry.flags & fault_flags::OUTSIDE != 0 {
-                return Err(self.fatal(job, entry, outside(entry.address)));
-            }
-            if entry.flags & fault_flags::OVERRUN != 0 {
-                return Err(self.fatal(job, entry, FaultReason::PastEnd));
-            }
-            if let Some(page) = views.page_of(VirtAddr(entry.address)) {
-                self.faults.push(PageFault { page, access });
-                self.seen.insert(page);
-            }
-        }
-        if let Some(workgroup) = late {
-            let entry = entries.iter().find(|entry| entry.workgroup == workgroup).or(entries.first());
-            return Err(LaunchError::LateFault(Box::new(self.describe(
-                job,
-                entry.copied().unwrap_or(FaultEntry { workgroup, ..bytemuck::Zeroable::zeroed() }),
-                FaultReason::Late,
-            ))));
-        }
-        let mut faults = std::mem::take(&mut self.faults);
-        let served = self.service.serve(&mut faults, self.throttle);
-        self.faults = faults;
-        let served = served.map_err(|error| self.failed(job, error))?;
-        self.hold(entries, &served.held);
-        if !served.refused.is_empty() {
-            // Guesses of poisoned invocations may miss everything; only a real access is an error.
-            let real = entries.iter().filter(|entry| entry.flags & fault_flags::SPECULATIVE == 0);
-            for entry in real {
-                let Some(page) = views_page(&self.space, entry.address).filter(|page| served.refused.contains(page))
-                else {
-                    continue;
-                };
-                let reason = match self.space.vmas().read().find(page).map(|vma| vma.permission()) {
-                    // Somebody guessed that it would store to what this one reads.
-                    Some(Permission::ReadOnly) if entry.flags & fault_flags::WRITE == 0 => continue,
-                    Some(Permission::ReadOnly) => FaultReason::ReadOnly,
-                    _ => FaultReason::Unmapped,
-                };
-                return Err(self.fatal(job, entry, reason));
-            }
-        }
-        Ok(served.short > 0)
-    }
-
-    fn fatal(&self, job: &Job, entry: &FaultEntry, reason: FaultReason) -> LaunchError {
-        LaunchError::Fault(Box::new(self.describe(job, *entry, reason)))
-    }
-
-    fn describe(&self, job: &Job, entry: FaultEntry, reason: FaultReason) -> KernelFault {
-        let address = VirtAddr(entry.address);
-        KernelFault {
-            kernel: job.kernel.name.clone(),
-            workgroup: coordinates(entry.workgroup, job.grid),
-            invocation: entry.invocation,
-            address,
-            access: if entry.flags & fault_flags::WRITE != 0 { Access::Write } else { Access::Read },
-            bytes: entry.bytes,
-            reason,
-            site: (entry.flags >> fault_flags::SITE_SHIFT)
-                .checked_sub(1)
-                .and_then(|site| job.kernel.sites.get(site as usize).cloned()),
-            nearest: self.space.mapping_at(address).map(|part| (part.start, part.bytes)).or_else(|| {
-                self.heap.nearest(address).map(|(allocation, _)| (allocation.start, allocation.len as u64))
-            }),
-        }
-    }
-}
-
-fn views_page(space: &AddressSpace, address: u64) -> Option<PageIndex> {
-    space.home().views.page_of(VirtAddr(address))
-}
-
-fn outside(address: u64) -> FaultReason {
-    // The first page is where null pointers to structures land.
-    if address < 4096 { FaultReason::Null } else { FaultReason::OutsideHeap }
-}
-
-/// A linear workgroup id as coordinates in the grid.
-fn coordinates(id: u32, grid: [u32; 3]) -> [u32; 3] {
-    [id % grid[0], id / grid[0] % grid[1], id / grid[0] / grid[1]]
 }

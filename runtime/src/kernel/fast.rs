@@ -16,7 +16,8 @@
 
 use super::Code;
 use super::error::LaunchError;
-use super::execute::{Executor, Job, WorkList};
+use super::execute::{Executor, Job};
+use super::worklist::WorkList;
 use crate::addr::{Access, PageIndex, PageRange, VirtAddr};
 use crate::device::layout::{LAUNCH_BYTES, RUN_BYTES, variant};
 use crate::service::GateGuard;

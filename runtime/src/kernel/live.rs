@@ -7,9 +7,11 @@
 //! Every wait is bounded. An invocation that has polled `poll_limit` times, or is told to give up (a fatal fault, a failed service, the
 //! time limit), is poisoned, and its workgroup falls back to replay, or to a late fault if it must not run twice.
 
+use super::dispatch::Pass;
 use super::error::LaunchError;
-use super::execute::{Executor, Job, Pass, WorkList};
+use super::execute::{Executor, Job};
 use super::requests::Beside;
+use super::worklist::WorkList;
 use crate::device::layout::{Control, variant};
 use crate::device::{Dispatch, LiveUnit};
 use crate::observe::Counters;

@@ -3,6 +3,7 @@
 
 mod arrays;
 mod direct;
+mod dispatch;
 mod error;
 pub(crate) mod execute;
 mod fast;
@@ -14,7 +15,9 @@ mod read;
 mod reflect;
 pub(crate) mod requests;
 pub mod rewrite;
+mod serve;
 pub(crate) mod specialise;
+mod worklist;
 
 pub use error::{FaultReason, KernelFault, LaunchError};
 pub use execute::LaunchReport;
