@@ -8,6 +8,7 @@ mod error;
 pub(crate) mod execute;
 mod fast;
 mod hold;
+pub(crate) mod kept;
 mod launch;
 mod live;
 mod parts;
@@ -26,6 +27,7 @@ pub use reflect::KernelError;
 
 use crate::device::layout::{LAUNCH_BYTES, RUN_BYTES};
 use crate::device::soft::SoftFunction;
+use kept::{Kept, Made, Origin};
 use rewrite::{RewriteError, RewriteStats, Runs};
 use std::ffi::CString;
 use std::fmt;
@@ -76,32 +78,64 @@ pub struct KernelModule {
     pub rewritten: Option<RewriteStats>,
     /// Where a rewritten kernel's accesses stand in its source, by their number in fault entries.
     pub(crate) sites: Vec<String>,
+    /// What its variants are kept under, and where.
+    origin: Option<Origin>,
+    kept: Kept,
 }
 
 impl KernelModule {
     /// Reads and checks a module for a device with `push_bytes` of push constants; one that was compiled without the include is
     /// rewritten.
     pub fn new(name: &str, spirv: &[u8], push_bytes: usize) -> Result<Self, KernelError> {
-        let mut rewritten = None;
-        let mut runs = Runs::default();
-        let mut sites = Vec::new();
-        let reflected = match reflect::reflect(name, spirv) {
-            Err(without @ KernelError::WithoutInclude { .. }) => match rewrite::rewrite_within(spirv, push_bytes) {
-                Ok(plain) => {
-                    rewritten = Some(plain.stats);
-                    runs = plain.runs;
-                    sites = plain.sites;
-                    reflect::reflect(name, bytemuck::cast_slice(&plain.words))
+        Self::kept(name, spirv, push_bytes, Kept::default())
+    }
+
+    /// As [`new`](Self::new), with what was made of the same module before, if it was kept.
+    pub(crate) fn kept(name: &str, spirv: &[u8], push_bytes: usize, kept: Kept) -> Result<Self, KernelError> {
+        let origin = Origin::new(spirv, push_bytes);
+        let made = match kept.module(&origin) {
+            Some(made) => made,
+            None => match reflect::reflect(name, spirv) {
+                Ok(included) => {
+                    let code = Code::Spirv { words: included.words, entry_point: included.entry_point };
+                    let arguments = included.push_bytes - LAUNCH_BYTES;
+                    let module = Self::with_code(name, code, included.local_size, arguments);
+                    return Ok(Self { origin: Some(origin), kept, ..module });
                 }
-                Err(RewriteError::NoPointers(_)) => Err(without),
-                Err(source) => Err(KernelError::Rewrite { kernel: name.into(), source }),
+                Err(without @ KernelError::WithoutInclude { .. }) => {
+                    let made = Self::rewrite(name, spirv, push_bytes, without)?;
+                    kept.keep_module(&origin, &made);
+                    made
+                }
+                Err(error) => return Err(error),
             },
-            reflected => reflected,
-        }?;
-        let code = Code::Spirv { words: reflected.words, entry_point: reflected.entry_point };
-        let arguments = if runs.of.is_empty() { reflected.push_bytes - LAUNCH_BYTES } else { runs.arguments };
-        let module = Self::with_code(name, code, reflected.local_size, arguments);
-        Ok(Self { rewritten, sites, runs, ..module })
+        };
+        let code = Code::Spirv { words: made.words, entry_point: made.entry_point };
+        let module = Self::with_code(name, code, made.local_size, made.runs.arguments);
+        let (rewritten, sites, runs) = (Some(made.stats), made.sites, made.runs);
+        Ok(Self { rewritten, sites, runs, origin: Some(origin), kept, ..module })
+    }
+
+    /// Rewrites a module; `without` is what it lacks otherwise.
+    fn rewrite(name: &str, spirv: &[u8], push_bytes: usize, without: KernelError) -> Result<Made, KernelError> {
+        let plain = match rewrite::rewrite_within(spirv, push_bytes) {
+            Ok(plain) => plain,
+            Err(RewriteError::NoPointers(_)) => return Err(without),
+            Err(source) => return Err(KernelError::Rewrite { kernel: name.into(), source }),
+        };
+        let reflected = reflect::reflect(name, bytemuck::cast_slice(&plain.words))?;
+        let mut runs = plain.runs;
+        if runs.of.is_empty() {
+            runs.arguments = reflected.push_bytes - LAUNCH_BYTES;
+        }
+        Ok(Made {
+            words: reflected.words,
+            entry_point: reflected.entry_point,
+            local_size: reflected.local_size,
+            runs,
+            stats: plain.stats,
+            sites: plain.sites,
+        })
     }
 
     /// A kernel that is a Rust function.
@@ -121,7 +155,22 @@ impl KernelModule {
             runs: Runs::default(),
             rewritten: None,
             sites: Vec::new(),
+            origin: None,
+            kept: Kept::default(),
         }
+    }
+
+    /// Its SPIR-V, if it is a shader.
+    pub(crate) fn code_words(&self) -> Option<&[u32]> {
+        match &self.code {
+            Code::Spirv { words, .. } => Some(words),
+            Code::Soft(_) => None,
+        }
+    }
+
+    /// Its SPIR-V cut down to a variant; `None` if it has none that could be read.
+    pub(crate) fn variant(&self, bits: u32) -> Option<Vec<u32>> {
+        self.kept.variant(self.origin.as_ref()?, self.code_words()?, bits)
     }
 
     /// Bytes of its push constants.

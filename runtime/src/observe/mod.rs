@@ -39,6 +39,14 @@ counters! {
     fast_dispatches,
     /// And those without any check, of kernels that are confined to what they are given.
     direct_dispatches,
+    /// Plain shaders that were rewritten.
+    modules_made,
+    /// And those that were taken from the cache.
+    modules_kept,
+    /// Variants that kernels were cut down to.
+    variants_made,
+    /// And those that were taken from the cache.
+    variants_kept,
     /// Entries drained from fault queues.
     device_faults,
     /// Entries that named a page already named.
@@ -162,6 +170,11 @@ impl fmt::Display for Stats {
             self.bytes_in(),
             self.bytes_out(),
             self.driver_cpu_faults
+        )?;
+        writeln!(
+            f,
+            "  rewritten  {:>10}   kept before {:>9}   variants   {:>10}   kept before {:>9}",
+            self.modules_made, self.modules_kept, self.variants_made, self.variants_kept
         )?;
         write!(
             f,

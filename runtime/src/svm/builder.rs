@@ -15,6 +15,7 @@ use crate::device::soft::{SoftDevice, SoftOptions};
 use crate::device::vulkan::{CopyPath, VulkanDevice, VulkanOptions};
 use crate::hmm::{Clock, RealClock};
 use crate::kernel::execute::ExecutorOptions;
+use crate::kernel::kept::Kept;
 use crate::mm::heap::Heap;
 use crate::mm::space::AddressSpace;
 use crate::mm::state::Placement;
@@ -278,7 +279,7 @@ impl Builder {
         self
     }
 
-    /// Keeps what the driver made of kernels in this folder between runs; `None` keeps nothing. Environment:
+    /// Keeps what was made of kernels, by rewriting and by the driver, in this folder between runs; `None` keeps nothing. Environment:
     /// `VKSVM_CACHE`, a folder or `0`. Default: `vksvm/kernels` in the user's cache folder. At most 256 MiB; damaged files count as absent.
     #[must_use]
     pub fn cache(mut self, folder: Option<PathBuf>) -> Self {
@@ -353,7 +354,7 @@ impl Builder {
                 .direct_arrays
                 .unwrap_or_else(|| variable("VKSVM_ARRAYS").is_none_or(|value| value != "0")),
         };
-        let chosen = Chosen { fault_mode, placement };
+        let chosen = Chosen { fault_mode, placement, kept: Kept::new(cache, counters.clone()) };
         Svm::assemble(device, vulkan, SharedHeap { space, heap }, counters, frames, chosen, options)
     }
 

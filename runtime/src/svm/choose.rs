@@ -3,6 +3,7 @@
 use super::OpenError;
 use crate::addr::PAGE_SIZE;
 use crate::device::{Device, LiveUnit, MemoryTimes};
+use crate::kernel::kept::Kept;
 use crate::mm::state::Placement;
 use crate::policy::{Habit, fastest};
 
@@ -107,8 +108,9 @@ pub(super) fn default_frames(device: &dyn Device) -> u32 {
     u32::try_from(bytes / PAGE_SIZE as u64).unwrap_or(u32::MAX).max(1)
 }
 
-/// What was chosen at start, in words.
+/// What was chosen at start, in words, and where modules are kept.
 pub(super) struct Chosen {
     pub(super) fault_mode: String,
     pub(super) placement: String,
+    pub(super) kept: Kept,
 }

@@ -243,7 +243,8 @@ impl Svm {
     /// If the module cannot be read, cannot be rewritten, needs more than the device offers, or is refused by the
     /// driver.
     pub unsafe fn kernel(&self, name: &str, spirv: &[u8]) -> Result<Kernel, KernelError> {
-        self.ready(KernelModule::new(name, spirv, self.inner.device.info().push_constant_bytes)?)
+        let push_bytes = self.inner.device.info().push_constant_bytes;
+        self.ready(KernelModule::kept(name, spirv, push_bytes, self.inner.chosen.kept.clone())?)
     }
 
     /// A kernel that is a Rust function, for a runtime opened with [`Builder::soft_device`]. It is called once for every

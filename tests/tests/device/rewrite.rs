@@ -114,3 +114,27 @@ fn a_plain_saxpy_runs_on_the_heap() {
         }
     }
 }
+
+#[test]
+fn a_later_start_takes_kernels_and_their_variants_as_the_first_made_them() {
+    let folder = std::env::temp_dir().join(format!("vksvm-later-{}", std::process::id()));
+    let run = || {
+        let svm = with(|builder| builder.cache(Some(folder.clone())));
+        let x = svm.heap().vec_from_slice(&[3.0f32; 4096]).unwrap();
+        let mut y = svm.heap().vec_from_slice(&[1.0f32; 4096]).unwrap();
+        // SAFETY: the kernel reads x and y and writes y.
+        let saxpy = unsafe { svm.kernel("saxpy", spirv!("../plain/spv/saxpy")) }.unwrap();
+        saxpy.launch([64, 1, 1]).read(&x[..]).write(&mut y[..]).value(2.0f32).value(4096u32).run().unwrap();
+        assert!(y.iter().all(|&value| value == 7.0));
+        let stats = svm.stats();
+        [stats.modules_made, stats.modules_kept, stats.variants_made, stats.variants_kept]
+    };
+
+    let [made, kept, cut, taken] = run();
+    assert_eq!((made, kept, taken), (1, 0, 0));
+    assert!(cut > 0);
+    let [made, kept, _, taken] = run();
+    assert_eq!((made, kept), (0, 1));
+    assert!(taken > 0);
+    std::fs::remove_dir_all(folder).unwrap();
+}

@@ -3,7 +3,6 @@
 use super::context::{Context, failed};
 use crate::device::DeviceError;
 use crate::device::layout::variant;
-use crate::kernel::specialise::specialise;
 use crate::kernel::{Code, KernelModule};
 use ash::vk;
 use parking_lot::Mutex;
@@ -92,7 +91,7 @@ impl Pipelines {
             return Err(DeviceError::Pipeline { kernel: kernel.name.clone(), reason });
         };
         // Drivers take long over code that they then find dead.
-        let cut = specialise(words, variant_bits);
+        let cut = kernel.variant(variant_bits);
         // Made without the lock, since drivers take milliseconds; a second maker's pipeline is dropped.
         let pipeline = Arc::new(Pipeline::new(
             context,

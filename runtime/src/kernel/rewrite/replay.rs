@@ -36,6 +36,11 @@ pub enum Replay {
     StoresLast,
 }
 
+impl Replay {
+    /// All of them, in an order that stays.
+    pub(in crate::kernel) const ALL: [Self; 4] = [Self::AfterProbe, Self::NoStores, Self::NoLoads, Self::StoresLast];
+}
+
 impl fmt::Display for Replay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -33,7 +33,7 @@ pub struct Run {
 }
 
 /// The runs of a module.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Runs {
     /// The arguments, in the order of their runs.
     pub of: Vec<Run>,
@@ -65,6 +65,11 @@ pub(super) enum Origin {
 }
 
 impl Runs {
+    /// Those of a module that was rewritten before.
+    pub(in crate::kernel) fn kept(of: Vec<Run>, arguments: usize, strays: bool) -> Self {
+        Self { of, arguments, strays, by_pointer: HashMap::new() }
+    }
+
     /// Offset of the first run from the end of the launch block.
     pub fn offset(&self) -> usize {
         self.arguments.next_multiple_of(8)

@@ -38,6 +38,16 @@ fn accesses_are_translated_and_counted() {
 }
 
 #[test]
+fn the_same_module_becomes_the_same_kernel_each_time() {
+    // What is kept between runs is cut from either.
+    for (name, kernel) in corpus() {
+        let (one, other) = (rewrite_within(&kernel, 256).unwrap(), rewrite_within(&kernel, 256).unwrap());
+        assert!(one.words == other.words, "{name}: other words");
+        assert_eq!((one.runs.of, one.sites), (other.runs.of, other.sites), "{name}");
+    }
+}
+
+#[test]
 fn loops_that_memory_decides_are_guarded_and_counted_ones_are_not() {
     let guarded = |name: &str| {
         let (_, kernel) = corpus().into_iter().find(|(found, _)| found == name).unwrap();

@@ -139,6 +139,11 @@ fn run(svm: &Svm, program: &Program, random: &SmallRng, tight: bool) -> Result<(
     Ok(())
 }
 
+/// A runtime that keeps nothing of the programs, which never come again.
+fn open(mode: FaultMode) -> Fixture {
+    with(|builder| builder.fault_mode(mode).cache(None))
+}
+
 /// Runtimes for the programs to come: one for each mode with room; those with few frames are opened for each program.
 struct Runtimes {
     roomy: Vec<(FaultMode, Fixture)>,
@@ -146,13 +151,12 @@ struct Runtimes {
 
 impl Runtimes {
     fn open(modes: &[FaultMode]) -> Self {
-        Self { roomy: modes.iter().map(|&mode| (mode, with(|builder| builder.fault_mode(mode)))).collect() }
+        Self { roomy: modes.iter().map(|&mode| (mode, open(mode))).collect() }
     }
 
     fn run(&self, how: How, program: &Program, random: &SmallRng) -> Result<(), String> {
         if how.tight {
-            let svm = with(|builder| builder.fault_mode(how.mode));
-            return run(&svm, program, random, true);
+            return run(&open(how.mode), program, random, true);
         }
         let svm = self.roomy.iter().find(|(mode, _)| *mode == how.mode).map(|(_, svm)| svm);
         run(svm.expect("open for every mode"), program, random, false)
