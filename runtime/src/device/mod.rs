@@ -293,6 +293,12 @@ pub trait Device: Send + Sync {
         Err("the device cannot start a dispatch without waiting for it".into())
     }
 
+    /// Has `give_up` called if a copy hangs behind a kernel that runs: it tells kernels to give up. For devices whose copies do not go through
+    /// the host alone.
+    fn on_stall(&self, give_up: Box<dyn Fn() + Send + Sync>) {
+        let _ = give_up;
+    }
+
     /// Starts a dispatch without waiting for its end; one at a time. Only on devices whose `probe_live` succeeds.
     fn start(&self, dispatch: &Dispatch<'_>) -> Result<(), DeviceError> {
         let _ = dispatch;

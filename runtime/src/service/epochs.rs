@@ -21,6 +21,7 @@ use super::grace::{EpochWords, GracePeriods};
 use crate::device::layout::{Control, area};
 use crate::device::{Device, DeviceError, SharedMemory, SharedUse};
 use std::mem::offset_of;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,7 @@ const SPINS: u32 = 2_000;
 
 /// A device's control block with what lies behind it, and the epochs kept in it.
 pub struct Epochs {
-    control: Box<dyn SharedMemory>,
+    control: Arc<dyn SharedMemory>,
     /// A live dispatch is, or is about to be, in flight. Changed between grace periods.
     running: AtomicBool,
     grace: GracePeriods,
@@ -37,7 +38,13 @@ pub struct Epochs {
 
 impl Epochs {
     pub(super) fn new(device: &dyn Device) -> Result<Self, DeviceError> {
-        let control = device.shared_memory(area::BYTES, SharedUse::HostReads)?;
+        let control: Arc<dyn SharedMemory> = device.shared_memory(area::BYTES, SharedUse::HostReads)?.into();
+        let stalled = Arc::downgrade(&control);
+        device.on_stall(Box::new(move || {
+            if let Some(control) = stalled.upgrade() {
+                word_of(control.as_ref(), offset_of!(Control, give_up)).store(1, Ordering::SeqCst);
+            }
+        }));
         Ok(Self { control, running: AtomicBool::new(false), grace: GracePeriods::new() })
     }
 
@@ -48,9 +55,7 @@ impl Epochs {
 
     /// A word of the control block, by its offset.
     pub fn word(&self, offset: usize) -> &AtomicU32 {
-        assert!(offset + 4 <= size_of::<Control>() && offset.is_multiple_of(4));
-        // SAFETY: inside the control block, aligned; both sides access it atomically while a dispatch runs.
-        unsafe { self.control.host().add(offset).cast::<AtomicU32>().as_ref() }
+        word_of(self.control.as_ref(), offset)
     }
 
     fn count(&self, epoch: u32) -> &AtomicU32 {
@@ -101,6 +106,12 @@ impl Epochs {
         });
         true
     }
+}
+
+fn word_of(control: &dyn SharedMemory, offset: usize) -> &AtomicU32 {
+    assert!(offset + 4 <= size_of::<Control>() && offset.is_multiple_of(4));
+    // SAFETY: inside the control block, aligned; both sides access it atomically while a dispatch runs.
+    unsafe { control.host().add(offset).cast::<AtomicU32>().as_ref() }
 }
 
 impl EpochWords for Epochs {

@@ -316,6 +316,7 @@ impl Builder {
                         .unwrap_or_else(|| variable("VKSVM_VALIDATION").is_some_and(|value| value != "0")),
                     copy_path: self.copy_path.map_or_else(copy_path_from_environment, Ok)?,
                     leave_processor: try_live,
+                    copies_beside: try_live,
                     cache: cache.clone(),
                 })?))
                 .clone(),

@@ -45,11 +45,12 @@ pub(super) fn choose_fault_mode(
         (Ok(unit), _) => Ok((
             Some(unit),
             format!(
-                "live, by {}",
+                "live, by {}{}",
                 match unit {
                     LiveUnit::Workgroup => "workgroup",
                     LiveUnit::Invocation => "invocation",
-                }
+                },
+                if device.info().host_mapped_frames { "" } else { ", copies on a queue of their own" }
             ),
         )),
         (Err(why), FaultMode::Live) => {

@@ -1,18 +1,22 @@
 //! Live mode: CPU threads and a kernel that runs work on the same pages at the same time.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use vksvm::device::vulkan::{VulkanDevice, VulkanOptions};
+use vksvm::device::vulkan::{CopyPath, VulkanDevice, VulkanOptions};
 use vksvm::device::{Device, DeviceError, DeviceInfo, Dispatch, LiveUnit, PageCopy, SharedMemory, SharedUse, Slab};
 use vksvm::kernel::KernelModule;
 use vksvm::{FaultMode, LaunchError, ThrashOptions, ThrashPolicy};
 use vksvm_tests::{Fixture, spirv, with};
 
-fn live_with(policy: ThrashPolicy) -> Fixture {
+fn live_with(policy: ThrashPolicy, copies: CopyPath) -> Fixture {
     let thrash = ThrashOptions { policy, ..ThrashOptions::default() };
-    let svm = with(|builder| builder.fault_mode(FaultMode::Live).time_limit(Duration::from_secs(100)).thrash(thrash));
-    assert!(svm.info().fault_mode.starts_with("live"), "{}", svm.info().fault_mode);
+    let svm = with(|builder| {
+        builder.fault_mode(FaultMode::Live).time_limit(Duration::from_secs(100)).thrash(thrash).copy_path(copies)
+    });
+    let mode = svm.info().fault_mode;
+    assert!(mode.starts_with("live"), "{mode}");
+    assert_eq!(mode.contains("queue of their own"), copies == CopyPath::Staging, "{mode}");
     svm
 }
 
@@ -33,8 +37,18 @@ fn word(words: *mut u32, index: usize) -> &'static AtomicU32 {
 
 #[test]
 fn no_store_is_lost_to_pages_that_the_cpu_keeps_taking_back() {
+    keep_taking_back(CopyPath::Auto, 1500);
+}
+
+/// Where frames are not mapped by the host, copies are commands, which must not wait for the kernel that waits for them.
+#[test]
+fn no_store_is_lost_either_where_copies_go_through_a_queue() {
+    keep_taking_back(CopyPath::Staging, 300);
+}
+
+fn keep_taking_back(copies: CopyPath, rounds: usize) {
     // The policy would keep the pages from being taken.
-    let svm = live_with(ThrashPolicy::Off);
+    let svm = live_with(ThrashPolicy::Off, copies);
     let heap = svm.heap();
     let (pages, groups) = (8usize, 3u32);
     let invocations = groups as usize * 32;
@@ -54,7 +68,7 @@ fn no_store_is_lost_to_pages_that_the_cpu_keeps_taking_back() {
             std::thread::sleep(Duration::from_millis(1));
         }
         let mut taken = 0u32;
-        for round in 0..1500usize {
+        for round in 0..rounds {
             word(cells as *mut u32, round % pages * 1024 + 1023).fetch_add(1, Ordering::Relaxed);
             taken += 1;
             // The kernel takes it back meanwhile.
@@ -74,23 +88,28 @@ fn no_store_is_lost_to_pages_that_the_cpu_keeps_taking_back() {
         }
     }
     assert_eq!(data.iter().map(|page| page[1023]).sum::<u32>(), taken);
-    assert!(svm.stats().shootdowns > 100, "{}", svm.stats());
+    assert!(svm.stats().shootdowns as usize > rounds / 15, "{}", svm.stats());
 }
 
 #[test]
 fn a_million_numbers_go_to_a_running_kernel_and_back() {
-    ring(ThrashPolicy::default(), 1_000_000);
+    ring(ThrashPolicy::default(), CopyPath::Auto, 1_000_000);
 }
 
 /// Without the policy, which soon leaves the pages at home, where nothing can be lost.
 #[test]
 fn numbers_go_to_a_running_kernel_and_back_over_pages_that_move() {
-    ring(ThrashPolicy::Off, 150_000);
+    ring(ThrashPolicy::Off, CopyPath::Auto, 150_000);
 }
 
-fn ring(policy: ThrashPolicy, n: u32) {
+#[test]
+fn numbers_go_to_a_running_kernel_and_back_through_a_queue_for_copies() {
+    ring(ThrashPolicy::Off, CopyPath::Staging, 30_000);
+}
+
+fn ring(policy: ThrashPolicy, copies: CopyPath, n: u32) {
     const CAPACITY: usize = 1 << 16;
-    let svm = live_with(policy);
+    let svm = live_with(policy, copies);
     let heap = svm.heap();
     let mut from = heap.vec_zeroed::<u32>(CAPACITY).unwrap();
     let mut to = heap.vec_zeroed::<u32>(CAPACITY).unwrap();
@@ -136,8 +155,10 @@ fn ring(policy: ThrashPolicy, n: u32) {
 
 #[test]
 fn updates_and_atomics_across_missing_pages_happen_once_in_both_modes() {
-    for mode in [FaultMode::Live, FaultMode::Replay] {
-        let svm = with(|builder| builder.fault_mode(mode).frames(80).queue_capacity(5));
+    for (mode, copies) in
+        [(FaultMode::Live, CopyPath::Auto), (FaultMode::Live, CopyPath::Staging), (FaultMode::Replay, CopyPath::Auto)]
+    {
+        let svm = with(|builder| builder.fault_mode(mode).frames(80).queue_capacity(5).copy_path(copies));
         let (pages, invocations) = (64usize, 128u32);
         let mut data = svm.heap().vec_zeroed::<[u32; 1024]>(pages).unwrap();
         let cells = data.as_mut_ptr() as usize;
@@ -186,6 +207,9 @@ struct Faulty {
     device: VulkanDevice,
     no_live: bool,
     dies: AtomicBool,
+    /// Copies hang until the kernel is told to give up.
+    hangs: AtomicBool,
+    give_up: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Faulty {
@@ -193,7 +217,13 @@ impl Faulty {
         let validation = std::env::var("VKSVM_VALIDATION").is_ok_and(|value| value != "0");
         let mut options = VulkanOptions::default();
         (options.leave_processor, options.validation) = (true, validation);
-        Arc::new(Self { device: VulkanDevice::open(&options).unwrap(), no_live, dies: AtomicBool::new(false) })
+        Arc::new(Self {
+            device: VulkanDevice::open(&options).unwrap(),
+            no_live,
+            dies: AtomicBool::new(false),
+            hangs: AtomicBool::new(false),
+            give_up: OnceLock::new(),
+        })
     }
 }
 
@@ -209,6 +239,10 @@ impl Device for Faulty {
     }
     unsafe fn copy_in(&self, copies: &[PageCopy]) -> Result<(), DeviceError> {
         assert!(!self.dies.load(Ordering::Relaxed), "the service thread dies, as the test asks");
+        if self.hangs.load(Ordering::Relaxed) {
+            (self.give_up.get().unwrap())();
+            while !self.device.ended(Duration::from_millis(1))? {}
+        }
         // SAFETY: the caller's promise.
         unsafe { self.device.copy_in(copies) }
     }
@@ -225,6 +259,9 @@ impl Device for Faulty {
     }
     fn probe_live(&self) -> Result<LiveUnit, String> {
         if self.no_live { Err("loops end early, says the test".into()) } else { self.device.probe_live() }
+    }
+    fn on_stall(&self, give_up: Box<dyn Fn() + Send + Sync>) {
+        assert!(self.give_up.set(give_up).is_ok(), "said once");
     }
     fn start(&self, dispatch: &Dispatch<'_>) -> Result<(), DeviceError> {
         self.device.start(dispatch)
@@ -265,4 +302,38 @@ fn a_service_thread_that_dies_ends_the_kernel_that_waits_for_it() {
     assert!(matches!(error, LaunchError::Stopped { .. }), "{error}");
     // The heap stays what it was.
     assert_eq!((flag[0], out[0]), (1, 0));
+}
+
+#[test]
+fn a_copy_that_waits_for_the_kernel_that_waits_for_it_ends_the_waiting() {
+    let device = Faulty::open(false);
+    let svm = with(|builder| builder.with_device(device.clone()).fault_mode(FaultMode::Live).time_limit(HANG));
+    let flag = svm.heap().vec_from_slice(&[1u32]).unwrap();
+    let mut out = svm.heap().vec_zeroed::<u32>(16).unwrap();
+    // SAFETY: the kernel reads the flag and stores to `out`. Its stores may be repeated.
+    let kernel = unsafe { svm.kernel("for_ever", spirv!("for_ever")) }.unwrap().idempotent();
+    device.hangs.store(true, Ordering::Relaxed);
+    // What gave up is replayed.
+    kernel.launch([2, 1, 1]).read(&flag[..]).write(&mut out[..]).run().unwrap();
+    assert!(out.iter().all(|&word| word == 1));
+}
+
+/// Far more than anything here takes.
+const HANG: Duration = Duration::from_secs(100);
+
+#[test]
+fn whether_copies_go_on_beside_a_kernel_is_found_by_trying() {
+    let open = |copies_beside| {
+        let mut options = VulkanOptions::default();
+        (options.leave_processor, options.copy_path, options.copies_beside) = (true, CopyPath::Staging, copies_beside);
+        Arc::new(VulkanDevice::open(&options).unwrap())
+    };
+    assert_eq!(open(true).try_copies_beside(), Ok(()));
+    // On the kernel's own queue they do not.
+    let without = open(false);
+    let found = without.try_copies_beside().unwrap_err();
+    assert!(found.contains("wait for its end"), "{found}");
+    let svm = with(|builder| builder.with_device(without).fault_mode(FaultMode::Live));
+    let mode = svm.info().fault_mode;
+    assert!(mode.starts_with("replay") && mode.contains("no queue for copies"), "{mode}");
 }

@@ -20,6 +20,17 @@ impl Features {
     }
 }
 
+/// Where copies can be submitted to go on beside a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CopyQueue {
+    /// Nowhere.
+    None,
+    /// Queue `index` of `family`.
+    Own { family: u32, index: u32 },
+    /// The queue of a second logical device, which imports memory.
+    SecondDevice,
+}
+
 /// A device that has what is needed.
 pub(super) struct Chosen {
     pub(super) handle: vk::PhysicalDevice,
@@ -27,6 +38,7 @@ pub(super) struct Chosen {
     pub(super) driver: String,
     pub(super) memory: vk::PhysicalDeviceMemoryProperties,
     pub(super) queue_family: u32,
+    pub(super) copy_queue: CopyQueue,
     pub(super) features: Features,
     /// `VK_EXT_external_memory_host`, and the alignment of what it imports.
     pub(super) imports_at: Option<u64>,
@@ -152,6 +164,7 @@ fn examine(
     let has_extension =
         |name: &CStr| extensions.iter().any(|extension| extension.extension_name_as_c_str() == Ok(name));
     let imports = has_extension(ash::ext::external_memory_host::NAME);
+    let exports = has_extension(ash::khr::external_memory_fd::NAME) && exports_frames(instance, handle);
     let mut driver = vk::PhysicalDeviceDriverProperties::default();
     let mut host = vk::PhysicalDeviceExternalMemoryHostPropertiesEXT::default();
     let mut more = vk::PhysicalDeviceProperties2::default().push_next(&mut driver);
@@ -167,8 +180,68 @@ fn examine(
         // SAFETY: the handle is live.
         memory: unsafe { instance.get_physical_device_memory_properties(handle) },
         queue_family: queue_family as u32,
+        copy_queue: copy_queue(&families, queue_family, exports),
         features: Features { core, v11: v11_on, v12: v12_on },
         imports_at: imports.then_some(host.min_imported_host_pointer_alignment),
         tells_budget: has_extension(ash::ext::memory_budget::NAME),
     })
+}
+
+/// The queue that is the least in the way of kernels, other than the first of `compute`.
+fn copy_queue(families: &[vk::QueueFamilyProperties], compute: usize, exports: bool) -> CopyQueue {
+    let computes = |family: &vk::QueueFamilyProperties| {
+        family.queue_flags.intersects(vk::QueueFlags::COMPUTE | vk::QueueFlags::GRAPHICS)
+    };
+    let transfers = |family: &vk::QueueFamilyProperties| family.queue_flags.contains(vk::QueueFlags::TRANSFER);
+    let only_copies = families.iter().position(|family| transfers(family) && !computes(family));
+    let other = || (0..families.len()).find(|&family| family != compute && computes(&families[family]));
+    match only_copies.or_else(other) {
+        Some(family) => CopyQueue::Own { family: family as u32, index: 0 },
+        None if families[compute].queue_count > 1 => CopyQueue::Own { family: compute as u32, index: 1 },
+        None if exports => CopyQueue::SecondDevice,
+        None => CopyQueue::None,
+    }
+}
+
+/// Whether buffers can be made whose memory another logical device imports.
+fn exports_frames(instance: &ash::Instance, handle: vk::PhysicalDevice) -> bool {
+    let info = vk::PhysicalDeviceExternalBufferInfo::default()
+        .usage(
+            vk::BufferUsageFlags::STORAGE_BUFFER
+                | vk::BufferUsageFlags::SHADER_DEVICE_ADDRESS
+                | vk::BufferUsageFlags::TRANSFER_SRC
+                | vk::BufferUsageFlags::TRANSFER_DST,
+        )
+        .handle_type(vk::ExternalMemoryHandleTypeFlags::OPAQUE_FD);
+    let mut properties = vk::ExternalBufferProperties::default();
+    // SAFETY: the handle is live; the function is part of Vulkan 1.1.
+    unsafe { instance.get_physical_device_external_buffer_properties(handle, &info, &mut properties) };
+    let offered = properties.external_memory_properties.external_memory_features;
+    offered.contains(vk::ExternalMemoryFeatureFlags::EXPORTABLE | vk::ExternalMemoryFeatureFlags::IMPORTABLE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn families(of: &[(vk::QueueFlags, u32)]) -> Vec<vk::QueueFamilyProperties> {
+        let family =
+            |&(queue_flags, queue_count)| vk::QueueFamilyProperties { queue_flags, queue_count, ..Default::default() };
+        of.iter().map(family).collect()
+    }
+
+    #[test]
+    fn copies_go_where_they_disturb_kernels_least() {
+        const ALL: vk::QueueFlags = vk::QueueFlags::from_raw(
+            vk::QueueFlags::GRAPHICS.as_raw() | vk::QueueFlags::COMPUTE.as_raw() | vk::QueueFlags::TRANSFER.as_raw(),
+        );
+        const COMPUTE: vk::QueueFlags = vk::QueueFlags::COMPUTE;
+        const TRANSFER: vk::QueueFlags = vk::QueueFlags::TRANSFER;
+        let own = |family, index| CopyQueue::Own { family, index };
+        assert_eq!(copy_queue(&families(&[(ALL, 16), (COMPUTE, 8), (TRANSFER, 2)]), 0, true), own(2, 0));
+        assert_eq!(copy_queue(&families(&[(ALL, 1), (COMPUTE, 4)]), 0, true), own(1, 0));
+        assert_eq!(copy_queue(&families(&[(ALL, 2)]), 0, true), own(0, 1));
+        assert_eq!(copy_queue(&families(&[(ALL, 1)]), 0, true), CopyQueue::SecondDevice);
+        assert_eq!(copy_queue(&families(&[(ALL, 1)]), 0, false), CopyQueue::None);
+    }
 }

@@ -1,6 +1,6 @@
 //! A command buffer that is recorded, submitted and waited for by one caller at a time.
 
-use super::context::{Context, failed};
+use super::context::{Context, Lane, failed};
 use crate::device::DeviceError;
 use ash::vk;
 use std::sync::Arc;
@@ -8,32 +8,40 @@ use std::sync::Arc;
 /// One command pool with one buffer. Whoever uses it holds it exclusively until the submission is done.
 pub(super) struct Recorder {
     context: Arc<Context>,
+    lane: Lane,
     pool: vk::CommandPool,
     buffer: vk::CommandBuffer,
 }
 
 impl Recorder {
+    /// For the compute queue.
     pub(super) fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
+        Self::on(context, Lane::Compute)
+    }
+
+    /// For either queue.
+    pub(super) fn on(context: &Arc<Context>, lane: Lane) -> Result<Self, DeviceError> {
+        let line = context.line(lane);
         let info = vk::CommandPoolCreateInfo::default()
-            .queue_family_index(context.physical.queue_family)
+            .queue_family_index(line.family)
             .flags(vk::CommandPoolCreateFlags::RESET_COMMAND_BUFFER | vk::CommandPoolCreateFlags::TRANSIENT);
         // SAFETY: the family exists; the pool is destroyed by Drop.
-        let pool = unsafe { context.device.create_command_pool(&info, None) }.map_err(failed("vkCreateCommandPool"))?;
-        let mut recorder = Self { context: context.clone(), pool, buffer: vk::CommandBuffer::null() };
+        let pool = unsafe { line.device.create_command_pool(&info, None) }.map_err(failed("vkCreateCommandPool"))?;
+        let mut recorder = Self { context: context.clone(), lane, pool, buffer: vk::CommandBuffer::null() };
         let info = vk::CommandBufferAllocateInfo::default()
             .command_pool(pool)
             .level(vk::CommandBufferLevel::PRIMARY)
             .command_buffer_count(1);
         // SAFETY: the pool was just made and is used by this thread alone.
         recorder.buffer =
-            unsafe { context.device.allocate_command_buffers(&info) }.map_err(failed("vkAllocateCommandBuffers"))?[0];
+            unsafe { line.device.allocate_command_buffers(&info) }.map_err(failed("vkAllocateCommandBuffers"))?[0];
         Ok(recorder)
     }
 
     /// Records with `record`, between barriers that order it after all earlier device work and make its results
     /// available to host and later work, submits and returns the timeline value.
     pub(super) fn submit(&mut self, record: impl FnOnce(&ash::Device, vk::CommandBuffer)) -> Result<u64, DeviceError> {
-        let device = &self.context.device;
+        let device = &self.context.line(self.lane).device;
         let begin = vk::CommandBufferBeginInfo::default().flags(vk::CommandBufferUsageFlags::ONE_TIME_SUBMIT);
         let before = [vk::MemoryBarrier::default()
             .src_access_mask(vk::AccessFlags::MEMORY_WRITE)
@@ -66,19 +74,19 @@ impl Recorder {
             );
             device.end_command_buffer(self.buffer).map_err(failed("vkEndCommandBuffer"))?;
         }
-        self.context.submit(self.buffer)
+        self.context.submit(self.lane, self.buffer)
     }
 
     /// Submits and waits.
     pub(super) fn run(&mut self, record: impl FnOnce(&ash::Device, vk::CommandBuffer)) -> Result<(), DeviceError> {
         let value = self.submit(record)?;
-        self.context.wait(value)
+        self.context.line(self.lane).wait(value)
     }
 }
 
 impl Drop for Recorder {
     fn drop(&mut self) {
         // SAFETY: no submission of the buffer is in flight: users wait before they let go.
-        unsafe { self.context.device.destroy_command_pool(self.pool, None) };
+        unsafe { self.context.line(self.lane).device.destroy_command_pool(self.pool, None) };
     }
 }

@@ -1,6 +1,8 @@
-//! Instance, logical device and queue: everything that lives as long as the device.
+//! Instance, logical device and queues: everything that lives as long as the device.
 
-use super::choose::{self, Chosen};
+use super::beside::Beside;
+use super::choose::{self, Chosen, CopyQueue};
+use super::line::Line;
 use super::made::Made;
 use super::validation::Messenger;
 use crate::cache::Cache;
@@ -23,13 +25,16 @@ pub(super) fn failed(call: &'static str) -> impl Fn(vk::Result) -> DeviceError {
     }
 }
 
-/// The queue and the value that its next submission signals.
-struct Submissions {
-    queue: vk::Queue,
-    next: u64,
+/// Which queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// The one for kernels.
+    Compute,
+    /// The one for copies beside them; the same one where there is none.
+    Copies,
 }
 
-/// A logical device with one compute queue and a timeline. Destroyed on drop, after all that was made from it.
+/// A logical device with a compute queue. Destroyed on drop, after all that was made from it.
 pub(super) struct Context {
     pub(super) device: ash::Device,
     pub(super) physical: Chosen,
@@ -37,16 +42,23 @@ pub(super) struct Context {
     pub(super) messenger: Option<Messenger>,
     /// What the driver made of kernels before.
     pub(super) made: Made,
-    submissions: Mutex<Submissions>,
-    timeline: vk::Semaphore,
+    compute: ManuallyDrop<Line>,
+    /// Another for copies, where they must go on beside kernels.
+    beside: Option<Beside>,
     pub(super) instance: ash::Instance,
     // The loader must outlive everything made through it.
     _entry: ash::Entry,
 }
 
 impl Context {
-    /// Loads Vulkan, picks a device (`wanted`: an index or part of a name) and opens it.
-    pub(super) fn open(wanted: Option<&str>, validation: bool, cache: &Cache) -> Result<Self, DeviceError> {
+    /// Loads Vulkan, picks a device (`wanted`: an index or part of a name) and opens it, with a queue for copies if `copies_beside` says so
+    /// and there is one.
+    pub(super) fn open(
+        wanted: Option<&str>,
+        validation: bool,
+        cache: &Cache,
+        copies_beside: impl FnOnce(&Chosen) -> bool,
+    ) -> Result<Self, DeviceError> {
         // SAFETY: loads the system's Vulkan loader, whose initialisers are sound to run.
         let entry = unsafe { ash::Entry::load() }.map_err(|error| DeviceError::NoLoader(error.to_string()))?;
         let instance = create_instance(&entry, validation)?;
@@ -58,8 +70,11 @@ impl Context {
                 return Err(error);
             }
         };
-        let opened = choose::choose(&instance, wanted).and_then(|physical| {
-            let device = create_device(&instance, &physical)?;
+        let opened = choose::choose(&instance, wanted).and_then(|mut physical| {
+            if !copies_beside(&physical) {
+                physical.copy_queue = CopyQueue::None;
+            }
+            let device = create_device(&instance, &physical, true)?;
             Ok((physical, device))
         });
         let (physical, device) = match opened {
@@ -71,12 +86,9 @@ impl Context {
                 return Err(error);
             }
         };
-        let mut kind = vk::SemaphoreTypeCreateInfo::default().semaphore_type(vk::SemaphoreType::TIMELINE);
         let parts = (|| {
-            // SAFETY: the device is live and the create info well formed.
-            let timeline =
-                unsafe { device.create_semaphore(&vk::SemaphoreCreateInfo::default().push_next(&mut kind), None) }
-                    .map_err(failed("vkCreateSemaphore"))?;
+            let compute = Line::new(&device, physical.queue_family, 0)?;
+            let beside = Beside::open(&instance, &physical, &device)?;
             let allocator = Allocator::new(&AllocatorCreateDesc {
                 instance: instance.clone(),
                 device: device.clone(),
@@ -86,15 +98,11 @@ impl Context {
                 allocation_sizes: gpu_allocator::AllocationSizes::new(16 << 20, 16 << 20),
             });
             match allocator {
-                Ok(allocator) => Ok((timeline, allocator)),
-                Err(error) => {
-                    // SAFETY: just made, used by nobody.
-                    unsafe { device.destroy_semaphore(timeline, None) };
-                    Err(DeviceError::Call { call: "gpu-allocator", reason: error.to_string() })
-                }
+                Ok(allocator) => Ok((compute, beside, allocator)),
+                Err(error) => Err(DeviceError::Call { call: "gpu-allocator", reason: error.to_string() }),
             }
         })();
-        let (timeline, allocator) = match parts {
+        let (compute, beside, allocator) = match parts {
             Ok(parts) => parts,
             Err(error) => {
                 // SAFETY: nothing made from device or instance is left but the messenger, dropped in between.
@@ -105,8 +113,6 @@ impl Context {
                 return Err(error);
             }
         };
-        // SAFETY: the family was asked for one queue in `create_device`.
-        let queue = unsafe { device.get_device_queue(physical.queue_family, 0) };
         let made = Made::open(&device, &physical.properties, cache);
         Ok(Self {
             made,
@@ -114,8 +120,8 @@ impl Context {
             physical,
             allocator: ManuallyDrop::new(Mutex::new(allocator)),
             messenger,
-            submissions: Mutex::new(Submissions { queue, next: 1 }),
-            timeline,
+            compute: ManuallyDrop::new(compute),
+            beside,
             instance,
             _entry: entry,
         })
@@ -134,53 +140,54 @@ impl Context {
         Some(MemoryBudget { bytes: budget.heap_budget[heap], used: budget.heap_usage[heap] })
     }
 
-    /// Submits a recorded command buffer; returns the timeline value that says it is done.
-    pub(super) fn submit(&self, commands: vk::CommandBuffer) -> Result<u64, DeviceError> {
-        let mut submissions = self.submissions.lock();
-        let value = submissions.next;
-        let values = [value];
-        let mut timeline = vk::TimelineSemaphoreSubmitInfo::default().signal_semaphore_values(&values);
-        let commands = [commands];
-        let semaphores = [self.timeline];
-        let submit = vk::SubmitInfo::default()
-            .command_buffers(&commands)
-            .signal_semaphores(&semaphores)
-            .push_next(&mut timeline);
-        // SAFETY: the command buffer is recorded and not in flight (callers own it); the queue is externally
-        // synchronised by the lock.
-        unsafe { self.device.queue_submit(submissions.queue, &[submit], vk::Fence::null()) }
-            .map_err(failed("vkQueueSubmit"))?;
-        submissions.next += 1;
-        Ok(value)
+    /// The queue for copies.
+    pub(super) fn copies(&self) -> &Line {
+        self.beside.as_ref().map_or(&*self.compute, |beside| &beside.line)
     }
 
-    /// Waits up to `patience` for the submission with `value`; true once it is done.
+    /// A queue.
+    pub(super) fn line(&self, lane: Lane) -> &Line {
+        match lane {
+            Lane::Compute => &self.compute,
+            Lane::Copies => self.copies(),
+        }
+    }
+
+    /// Whether copies have a queue of their own, on which they may go on while a kernel runs.
+    pub(super) fn copies_beside(&self) -> bool {
+        self.beside.is_some()
+    }
+
+    /// Whether copies are made on another logical device, which does not know this one's buffers.
+    pub(super) fn copies_elsewhere(&self) -> bool {
+        self.beside.as_ref().is_some_and(|beside| !beside.shares_handles())
+    }
+
+    /// The queue families that use buffers, if there are several.
+    pub(super) fn families(&self) -> Option<[u32; 2]> {
+        let families = [self.compute.family, self.copies().family];
+        (families[0] != families[1] && !self.copies_elsewhere()).then_some(families)
+    }
+
+    /// Submits a recorded command buffer, behind what the other queue of this logical device has done; returns the timeline value that
+    /// says it is done.
+    pub(super) fn submit(&self, lane: Lane, commands: vk::CommandBuffer) -> Result<u64, DeviceError> {
+        let after = match (&self.beside, lane) {
+            (Some(beside), Lane::Compute) if beside.shares_handles() => Some(beside.line.reached()?),
+            (Some(beside), Lane::Copies) if beside.shares_handles() => Some(self.compute.reached()?),
+            _ => None,
+        };
+        self.line(lane).submit(commands, after)
+    }
+
+    /// Waits up to `patience` for the submission of a kernel with `value`; true once it is done.
     pub(super) fn wait_for(&self, value: u64, patience: Duration) -> Result<bool, DeviceError> {
-        if patience.is_zero() {
-            // Only a look: drivers sleep for tens of microseconds in a wait, however short.
-            // SAFETY: the semaphore is a live timeline semaphore.
-            let done = unsafe { self.device.get_semaphore_counter_value(self.timeline) };
-            return done.map(|done| done >= value).map_err(failed("vkGetSemaphoreCounterValue"));
-        }
-        let semaphores = [self.timeline];
-        let values = [value];
-        let info = vk::SemaphoreWaitInfo::default().semaphores(&semaphores).values(&values);
-        let nanos = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
-        // SAFETY: the semaphore is a live timeline semaphore.
-        match unsafe { self.device.wait_semaphores(&info, nanos) } {
-            Ok(()) => Ok(true),
-            Err(vk::Result::TIMEOUT) => Ok(false),
-            Err(error) => Err(failed("vkWaitSemaphores")(error)),
-        }
+        self.compute.wait_for(value, patience)
     }
 
-    /// Waits until the submission with `value` is done.
+    /// Waits until the submission of a kernel with `value` is done.
     pub(super) fn wait(&self, value: u64) -> Result<(), DeviceError> {
-        let semaphores = [self.timeline];
-        let values = [value];
-        let info = vk::SemaphoreWaitInfo::default().semaphores(&semaphores).values(&values);
-        // SAFETY: the semaphore is a live timeline semaphore.
-        unsafe { self.device.wait_semaphores(&info, u64::MAX) }.map_err(failed("vkWaitSemaphores"))
+        self.compute.wait(value)
     }
 }
 
@@ -193,7 +200,8 @@ impl Drop for Context {
             let _ = self.device.device_wait_idle();
             self.made.close(&self.device);
             ManuallyDrop::drop(&mut self.allocator);
-            self.device.destroy_semaphore(self.timeline, None);
+            self.beside = None;
+            ManuallyDrop::drop(&mut self.compute);
             self.device.destroy_device(None);
             self.messenger = None;
             self.instance.destroy_instance(None);
@@ -228,14 +236,29 @@ fn create_instance(entry: &ash::Entry, validation: bool) -> Result<ash::Instance
     })
 }
 
-fn create_device(instance: &ash::Instance, physical: &Chosen) -> Result<ash::Device, DeviceError> {
-    let priorities = [1.0];
-    let queues =
-        [vk::DeviceQueueCreateInfo::default().queue_family_index(physical.queue_family).queue_priorities(&priorities)];
+/// The logical device, or the second one, which only copies.
+pub(super) fn create_device(
+    instance: &ash::Instance,
+    physical: &Chosen,
+    first: bool,
+) -> Result<ash::Device, DeviceError> {
+    let priorities = [1.0, 1.0];
+    let family = |family, count| {
+        vk::DeviceQueueCreateInfo::default().queue_family_index(family).queue_priorities(&priorities[..count])
+    };
+    let mut queues = vec![family(physical.queue_family, 1)];
+    match physical.copy_queue {
+        CopyQueue::Own { family: other, .. } if other != physical.queue_family => queues.push(family(other, 1)),
+        CopyQueue::Own { .. } => queues = vec![family(physical.queue_family, 2)],
+        CopyQueue::SecondDevice | CopyQueue::None => {}
+    }
     let mut enabled = physical.features.clone();
     let mut features = enabled.chain();
     let mut extensions = Vec::new();
-    if physical.imports_at.is_some() {
+    if physical.copy_queue == CopyQueue::SecondDevice {
+        extensions.push(ash::khr::external_memory_fd::NAME.as_ptr());
+    }
+    if first && physical.imports_at.is_some() {
         extensions.push(ash::ext::external_memory_host::NAME.as_ptr());
     }
     if physical.tells_budget {

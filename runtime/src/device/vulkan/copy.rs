@@ -1,26 +1,29 @@
 //! Copies between home pages and frames.
 //!
 //! Where frames are mapped by the host, a copy is a memcpy. Elsewhere it goes through a staging buffer whose two
-//! halves take turns: while the device copies one, the host fills, or empties, the other.
+//! halves take turns: while the device copies one, the host fills, or empties, the other. If copies have a queue of their own (`beside.rs`)
+//! they go there, and go on while a kernel runs. Should one hang behind a kernel all the same, the kernel is told to give up.
 
 use super::commands::Recorder;
-use super::context::Context;
-use super::memory::Buffer;
+use super::context::{Context, Lane};
+use super::memory::{self, Frames};
 use crate::addr::DeviceAddress;
 use crate::device::stream::{STREAM_BYTES, copy_streaming};
 use crate::device::{DeviceError, PageCopy};
 use ash::vk;
-use gpu_allocator::MemoryLocation;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// Bytes of one half of the staging buffer.
 const HALF: usize = 8 << 20;
+/// How long a copy may take before it is taken to hang behind a kernel: far more than it needs.
+const STALL: Duration = Duration::from_secs(10);
 
 /// Slabs by device address, to find the buffer behind a frame.
-pub(super) type SlabMap = BTreeMap<DeviceAddress, Arc<Buffer>>;
+pub(super) type SlabMap = BTreeMap<DeviceAddress, Arc<Frames>>;
 
 /// Performs copies.
 pub(super) struct Copier {
@@ -29,10 +32,12 @@ pub(super) struct Copier {
     mapped: bool,
     slabs: Mutex<SlabMap>,
     staging: Mutex<Option<Staging>>,
+    /// What to do about a copy that hangs.
+    stalled: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 struct Half {
-    buffer: Buffer,
+    buffer: memory::Staging,
     host: NonNull<u8>,
     recorder: Recorder,
     in_flight: Option<u64>,
@@ -55,10 +60,33 @@ struct Piece {
 
 impl Copier {
     pub(super) fn new(context: &Arc<Context>, mapped: bool) -> Self {
-        Self { context: context.clone(), mapped, slabs: Mutex::default(), staging: Mutex::new(None) }
+        Self {
+            context: context.clone(),
+            mapped,
+            slabs: Mutex::default(),
+            staging: Mutex::new(None),
+            stalled: OnceLock::new(),
+        }
     }
 
-    pub(super) fn add_slab(&self, buffer: Arc<Buffer>) {
+    /// Has `stalled` called when a copy hangs; the first call counts.
+    pub(super) fn on_stall(&self, stalled: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.stalled.set(stalled);
+    }
+
+    /// Waits for a copy.
+    fn wait(&self, value: u64) -> Result<(), DeviceError> {
+        let line = self.context.copies();
+        while !line.wait_for(value, STALL)? {
+            tracing::error!("a copy has not ended after {STALL:?}; kernels that run are told to give up");
+            if let Some(stalled) = self.stalled.get() {
+                stalled();
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn add_slab(&self, buffer: Arc<Frames>) {
         self.slabs.lock().insert(buffer.device_address(), buffer);
     }
 
@@ -66,7 +94,7 @@ impl Copier {
         self.slabs.lock().remove(&address);
     }
 
-    fn find<'s>(slabs: &'s SlabMap, copy: &PageCopy) -> (&'s Arc<Buffer>, usize) {
+    fn find<'s>(slabs: &'s SlabMap, copy: &PageCopy) -> (&'s Arc<Frames>, usize) {
         let (start, buffer) = slabs.range(..=copy.device).next_back().expect("a frame lies in a slab");
         let offset = (copy.device.0 - start.0) as usize;
         assert!(offset + copy.bytes <= buffer.len(), "a copy runs past its slab");
@@ -106,19 +134,18 @@ impl Copier {
             }
             return Ok(());
         }
-        self.staged(copies, |context, half, pieces, regions| {
+        self.staged(copies, |half, pieces, regions| {
             for piece in pieces {
                 // SAFETY: the caller's contract; the piece lies in the half, which is not in flight.
                 unsafe { piece.host.copy_to_nonoverlapping(half.host.as_ptr().add(piece.offset), piece.bytes) };
             }
-            let source = half.buffer.handle;
+            let source = half.buffer.handle();
             half.in_flight = Some(half.recorder.submit(|device, commands| {
                 for (buffer, region) in regions {
                     // SAFETY: both buffers live until the submission was waited for; regions are in bounds.
-                    unsafe { device.cmd_copy_buffer(commands, source, buffer.handle, &[*region]) };
+                    unsafe { device.cmd_copy_buffer(commands, source, buffer.copied(), &[*region]) };
                 }
             })?);
-            let _ = context;
             Ok(())
         })
     }
@@ -142,8 +169,8 @@ impl Copier {
             }
             return Ok(());
         }
-        self.staged(copies, |context, half, pieces, regions| {
-            let target = half.buffer.handle;
+        self.staged(copies, |half, pieces, regions| {
+            let target = half.buffer.handle();
             let value = half.recorder.submit(|device, commands| {
                 for (buffer, region) in regions {
                     let back = vk::BufferCopy {
@@ -152,10 +179,10 @@ impl Copier {
                         size: region.size,
                     };
                     // SAFETY: as in `copy_in`.
-                    unsafe { device.cmd_copy_buffer(commands, buffer.handle, target, &[back]) };
+                    unsafe { device.cmd_copy_buffer(commands, buffer.copied(), target, &[back]) };
                 }
             })?;
-            context.wait(value)?;
+            self.wait(value)?;
             for piece in pieces {
                 // SAFETY: the device is done with the half; the caller promises that the home side is writable.
                 unsafe { piece.host.copy_from_nonoverlapping(half.host.as_ptr().add(piece.offset), piece.bytes) };
@@ -184,22 +211,23 @@ impl Copier {
                 .collect()
         };
         let mut staging = self.staging.lock();
-        self.ensure(&mut staging)?.fill.run(|device, commands| {
+        let value = self.ensure(&mut staging)?.fill.submit(|device, commands| {
             for ((buffer, offset), bytes) in &targets {
-                // SAFETY: `targets` keeps the buffers alive until `run` has waited; ranges are in bounds.
-                unsafe { device.cmd_fill_buffer(commands, buffer.handle, *offset as u64, *bytes as u64, 0) };
+                // SAFETY: `targets` keeps the buffers alive until it was waited for, below; ranges are in bounds.
+                unsafe { device.cmd_fill_buffer(commands, buffer.copied(), *offset as u64, *bytes as u64, 0) };
             }
-        })
+        })?;
+        self.wait(value)
     }
 
     fn ensure<'s>(&self, staging: &'s mut Option<Staging>) -> Result<&'s mut Staging, DeviceError> {
         if staging.is_none() {
             let half = || -> Result<Half, DeviceError> {
-                let buffer = Buffer::new(&self.context, "staging", HALF, MemoryLocation::GpuToCpu)?;
+                let buffer = memory::Staging::new(&self.context, HALF)?;
                 let host = buffer.mapped().ok_or(DeviceError::OutOfMemory { what: "staging", bytes: HALF as u64 })?;
-                Ok(Half { buffer, host, recorder: Recorder::new(&self.context)?, in_flight: None })
+                Ok(Half { buffer, host, recorder: Recorder::on(&self.context, Lane::Copies)?, in_flight: None })
             };
-            *staging = Some(Staging { halves: [half()?, half()?], fill: Recorder::new(&self.context)? });
+            *staging = Some(Staging { halves: [half()?, half()?], fill: Recorder::on(&self.context, Lane::Copies)? });
         }
         Ok(staging.as_mut().expect("made above"))
     }
@@ -209,7 +237,7 @@ impl Copier {
     fn staged(
         &self,
         copies: &[PageCopy],
-        mut transfer: impl FnMut(&Context, &mut Half, &[Piece], &[(Arc<Buffer>, vk::BufferCopy)]) -> Result<(), DeviceError>,
+        mut transfer: impl FnMut(&mut Half, &[Piece], &[(Arc<Frames>, vk::BufferCopy)]) -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
         let mut staging = self.staging.lock();
         let staging = self.ensure(&mut staging)?;
@@ -243,15 +271,15 @@ impl Copier {
             let half = &mut staging.halves[turn];
             turn = 1 - turn;
             result = match half.in_flight.take() {
-                Some(value) => self.context.wait(value),
+                Some(value) => self.wait(value),
                 None => Ok(()),
             }
-            .and_then(|()| transfer(&self.context, half, &pieces, &regions));
+            .and_then(|()| transfer(half, &pieces, &regions));
             kept.push(regions);
         }
         for half in &mut staging.halves {
             if let Some(value) = half.in_flight.take() {
-                let waited = self.context.wait(value);
+                let waited = self.wait(value);
                 result = result.and(waited);
             }
         }

@@ -1,5 +1,7 @@
-//! Buffers: slabs of frames and memory that host and device share, through gpu-allocator.
+//! Buffers: slabs of frames and memory that host and device share, through gpu-allocator where copies do not go through another
+//! logical device.
 
+use super::beside::Plain;
 use super::context::{Context, failed};
 use crate::addr::{DeviceAddress, PAGE_SIZE};
 use crate::device::{DeviceError, SharedMemory, Slab};
@@ -29,8 +31,12 @@ impl Buffer {
             | vk::BufferUsageFlags::SHADER_DEVICE_ADDRESS
             | vk::BufferUsageFlags::TRANSFER_SRC
             | vk::BufferUsageFlags::TRANSFER_DST;
-        let info =
-            vk::BufferCreateInfo::default().size(bytes as u64).usage(usage).sharing_mode(vk::SharingMode::EXCLUSIVE);
+        let families = context.families();
+        let info = vk::BufferCreateInfo::default().size(bytes as u64).usage(usage);
+        let info = match &families {
+            Some(families) => info.sharing_mode(vk::SharingMode::CONCURRENT).queue_family_indices(families),
+            None => info.sharing_mode(vk::SharingMode::EXCLUSIVE),
+        };
         let out_of_memory = || DeviceError::OutOfMemory { what: name, bytes: bytes as u64 };
         // SAFETY: the create info is well formed; the handle is destroyed on every path below or by Drop.
         let handle = unsafe { context.device.create_buffer(&info, None) }.map_err(failed("vkCreateBuffer"))?;
@@ -133,9 +139,97 @@ impl SharedMemory for MappedBuffer {
     }
 }
 
+/// Memory of frames, on the device's side.
+pub(super) struct Frames {
+    kind: FramesKind,
+    address: DeviceAddress,
+    bytes: usize,
+}
+
+enum FramesKind {
+    Allocated(Buffer),
+    /// And the same memory as the logical device for copies knows it.
+    Exported(#[expect(dead_code, reason = "keeps the memory alive")] Plain, Plain),
+}
+
+// SAFETY: handles may be used from any thread; who uses the memory is decided by who holds the frames.
+unsafe impl Send for Frames {}
+// SAFETY: as above.
+unsafe impl Sync for Frames {}
+
+impl Frames {
+    pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<Self, DeviceError> {
+        if !context.copies_elsewhere() {
+            let buffer = Buffer::new(context, "frames", bytes, MemoryLocation::GpuOnly)?;
+            return Ok(Self { address: buffer.address, kind: FramesKind::Allocated(buffer), bytes });
+        }
+        let (frames, twin) = Plain::frames(context, bytes)?;
+        let info = vk::BufferDeviceAddressInfo::default().buffer(frames.buffer);
+        // SAFETY: the buffer is bound and was made with SHADER_DEVICE_ADDRESS.
+        let address = DeviceAddress(unsafe { context.device.get_buffer_device_address(&info) });
+        if !address.0.is_multiple_of(PAGE_SIZE as u64) {
+            return Err(DeviceError::Call { call: "frames", reason: format!("{address:?} is not aligned to a page") });
+        }
+        Ok(Self { kind: FramesKind::Exported(frames, twin), address, bytes })
+    }
+
+    /// What copies know the memory by.
+    pub(super) fn copied(&self) -> vk::Buffer {
+        match &self.kind {
+            FramesKind::Allocated(buffer) => buffer.handle,
+            FramesKind::Exported(_, twin) => twin.buffer,
+        }
+    }
+
+    /// The mapping, where the memory is visible to the host.
+    pub(super) fn mapped(&self) -> Option<NonNull<u8>> {
+        match &self.kind {
+            FramesKind::Allocated(buffer) => buffer.mapped(),
+            FramesKind::Exported(..) => None,
+        }
+    }
+
+    pub(super) fn device_address(&self) -> DeviceAddress {
+        self.address
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// Memory that the host maps, for the queue of the copies.
+pub(super) enum Staging {
+    Allocated(Buffer),
+    Plain(Plain),
+}
+
+impl Staging {
+    pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<Self, DeviceError> {
+        Ok(match context.copies_elsewhere() {
+            true => Self::Plain(Plain::staging(context, bytes)?),
+            false => Self::Allocated(Buffer::new(context, "staging", bytes, MemoryLocation::GpuToCpu)?),
+        })
+    }
+
+    pub(super) fn handle(&self) -> vk::Buffer {
+        match self {
+            Self::Allocated(buffer) => buffer.handle,
+            Self::Plain(plain) => plain.buffer,
+        }
+    }
+
+    pub(super) fn mapped(&self) -> Option<NonNull<u8>> {
+        match self {
+            Self::Allocated(buffer) => buffer.mapped(),
+            Self::Plain(plain) => plain.mapped,
+        }
+    }
+}
+
 /// A slab of frames, in device-local memory.
 pub(super) struct FrameSlab {
-    pub(super) buffer: Arc<Buffer>,
+    pub(super) buffer: Arc<Frames>,
     pub(super) forget: Box<dyn Fn(DeviceAddress) + Send + Sync>,
 }
 

@@ -1,19 +1,22 @@
 //! The Vulkan device. `ash` appears in this module and nowhere else.
 //!
 //! Needs Vulkan 1.2 with buffer device addresses, 64-bit integers, scalar block layout and timeline semaphores. One
-//! compute queue serves dispatches and copies. Locks, in order: the dispatch recorder or the staging buffers, then the
-//! slab map, then the queue or the allocator; none is held across a call out of this module.
+//! compute queue serves dispatches, and copies too unless these must go on beside dispatches. Locks, in order: the dispatch recorder or the
+//! staging buffers, then the slab map, then a queue or the allocator; none is held across a call out of this module.
 
+mod beside;
 mod choose;
 mod commands;
 mod context;
 mod copy;
 mod import;
+mod line;
 mod made;
 mod measure;
 mod memory;
 mod pipeline;
 mod probe;
+mod probe_copies;
 mod raw;
 mod validation;
 
@@ -30,7 +33,7 @@ use commands::Recorder;
 use context::Context;
 use copy::Copier;
 use gpu_allocator::MemoryLocation;
-use memory::{Buffer, FrameSlab, MappedBuffer};
+use memory::{FrameSlab, Frames, MappedBuffer};
 use parking_lot::Mutex;
 use pipeline::Pipelines;
 use std::ptr::NonNull;
@@ -58,6 +61,9 @@ pub struct VulkanOptions {
     pub copy_path: CopyPath,
     /// Keep one processor free of the driver's threads, for live mode's service thread.
     pub leave_processor: bool,
+    /// Give copies that go through staging a queue of their own, so that they can go on while a kernel runs: what live mode needs where
+    /// frames are not mapped by the host.
+    pub copies_beside: bool,
     /// Where pipelines are kept between runs.
     pub(crate) cache: Cache,
 }
@@ -88,13 +94,17 @@ impl VulkanDevice {
         if options.leave_processor {
             fewer_driver_threads();
         }
-        let context = Arc::new(Context::open(options.device.as_deref(), options.validation, &options.cache)?);
+        let maps = |physical: &choose::Chosen| options.copy_path == CopyPath::Auto && physical.is_unified();
+        let context = Context::open(options.device.as_deref(), options.validation, &options.cache, |physical| {
+            options.copies_beside && !maps(physical)
+        })?;
+        let context = Arc::new(context);
         let physical = &context.physical;
         if physical.is_cpu() {
             probe::long_loops(&context)?;
         }
         let threads = task_ids().into_iter().filter(|task| !before.contains(task)).collect();
-        let mapped = options.copy_path == CopyPath::Auto && physical.is_unified();
+        let mapped = maps(physical);
         let limits = &physical.properties.limits;
         let info = DeviceInfo {
             name: physical.name(),
@@ -121,6 +131,17 @@ impl VulkanDevice {
     }
 }
 
+impl VulkanDevice {
+    /// Whether copies go on while a kernel runs, arrive, and bring home what it stored; found by trying, which takes seconds if not.
+    ///
+    /// # Errors
+    /// Says what was found.
+    pub fn try_copies_beside(&self) -> Result<(), String> {
+        let slab = self.slab(probe_copies::FRAMES).map_err(|error| error.to_string())?;
+        probe_copies::copies(&self.context, &self.copier, slab.address())
+    }
+}
+
 impl Drop for VulkanDevice {
     fn drop(&mut self) {
         if let Some((value, _pipeline)) = self.live.lock().running.take() {
@@ -144,7 +165,7 @@ impl Device for VulkanDevice {
     }
 
     fn slab(&self, bytes: usize) -> Result<Arc<dyn Slab>, DeviceError> {
-        let buffer = Arc::new(Buffer::new(&self.context, "frames", bytes, MemoryLocation::GpuOnly)?);
+        let buffer = Arc::new(Frames::new(&self.context, bytes)?);
         if self.info.host_mapped_frames && buffer.mapped().is_none() {
             return Err(DeviceError::OutOfMemory { what: "frames mapped by the host", bytes: bytes as u64 });
         }
@@ -201,10 +222,18 @@ impl Device for VulkanDevice {
     }
 
     fn probe_live(&self) -> Result<LiveUnit, String> {
+        let unit = probe::live(&self.context)?;
         if !self.info.host_mapped_frames {
-            return Err("frames are not mapped by the host, and copies share the queue with the kernel".into());
+            if !self.context.copies_beside() {
+                return Err("frames are not mapped by the host, and there is no queue for copies beside kernels".into());
+            }
+            self.try_copies_beside()?;
         }
-        probe::live(&self.context)
+        Ok(unit)
+    }
+
+    fn on_stall(&self, give_up: Box<dyn Fn() + Send + Sync>) {
+        self.copier.on_stall(give_up);
     }
 
     fn start(&self, dispatch: &Dispatch<'_>) -> Result<(), DeviceError> {

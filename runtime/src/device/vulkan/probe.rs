@@ -16,10 +16,14 @@ const ITERATIONS: u32 = 70_000;
 
 static LOOP: &[u8] = include_bytes!("../../../../shaders/spv/probe_loop.spv");
 
+/// A module's words.
+pub(super) fn words(module: &[u8]) -> Vec<u32> {
+    module.as_chunks::<4>().0.iter().copied().map(u32::from_le_bytes).collect()
+}
+
 /// Runs a loop of 70,000 iterations and checks its result.
 pub(super) fn long_loops(context: &Arc<Context>) -> Result<(), DeviceError> {
-    let words: Vec<u32> =
-        LOOP.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect();
+    let words = words(LOOP);
     let pipeline = Pipeline::new(context, "probe_loop", &words, c"main", 12, None)?;
     let result = MappedBuffer::new(context, "probe", 64, MemoryLocation::GpuToCpu)?;
     let mut push = [0u8; 12];
@@ -58,8 +62,7 @@ static LIVE: &[u8] = include_bytes!("../../../../shaders/spv/probe_live.spv");
 
 /// Finds out whether a kernel can wait for the host, and who runs while it waits. Every wait is bounded.
 pub(super) fn live(context: &Arc<Context>) -> Result<LiveUnit, String> {
-    let words: Vec<u32> =
-        LIVE.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect();
+    let words = words(LIVE);
     let text = |error: DeviceError| error.to_string();
     let pipeline = Pipeline::new(context, "probe_live", &words, c"main", 24, None).map_err(text)?;
     let memory = MappedBuffer::new(context, "probe", 64, MemoryLocation::GpuToCpu).map_err(text)?;
