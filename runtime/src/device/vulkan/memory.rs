@@ -148,8 +148,14 @@ pub(super) struct Frames {
 
 enum FramesKind {
     Allocated(Buffer),
-    /// And the same memory as the logical device for copies knows it.
-    Exported(#[expect(dead_code, reason = "keeps the memory alive")] Plain, Plain),
+    Exported(Box<Exported>),
+}
+
+struct Exported {
+    // Keeps the memory alive, where the kernels' logical device knows it.
+    _frames: Plain,
+    /// The same memory, as the logical device for copies knows it.
+    twin: Plain,
 }
 
 // SAFETY: handles may be used from any thread; who uses the memory is decided by who holds the frames.
@@ -170,14 +176,14 @@ impl Frames {
         if !address.0.is_multiple_of(PAGE_SIZE as u64) {
             return Err(DeviceError::Call { call: "frames", reason: format!("{address:?} is not aligned to a page") });
         }
-        Ok(Self { kind: FramesKind::Exported(frames, twin), address, bytes })
+        Ok(Self { kind: FramesKind::Exported(Box::new(Exported { _frames: frames, twin })), address, bytes })
     }
 
     /// What copies know the memory by.
     pub(super) fn copied(&self) -> vk::Buffer {
         match &self.kind {
             FramesKind::Allocated(buffer) => buffer.handle,
-            FramesKind::Exported(_, twin) => twin.buffer,
+            FramesKind::Exported(exported) => exported.twin.buffer,
         }
     }
 
@@ -201,13 +207,13 @@ impl Frames {
 /// Memory that the host maps, for the queue of the copies.
 pub(super) enum Staging {
     Allocated(Buffer),
-    Plain(Plain),
+    Plain(Box<Plain>),
 }
 
 impl Staging {
     pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<Self, DeviceError> {
         Ok(match context.copies_elsewhere() {
-            true => Self::Plain(Plain::staging(context, bytes)?),
+            true => Self::Plain(Box::new(Plain::staging(context, bytes)?)),
             false => Self::Allocated(Buffer::new(context, "staging", bytes, MemoryLocation::GpuToCpu)?),
         })
     }
