@@ -42,6 +42,10 @@ pub(super) fn run(suite: &mut Suite) -> Result<()> {
 
 /// Pages that each are a VMA of their own: the largest batch of the smallest spans.
 fn small_vmas(suite: &mut Suite, count: usize) -> Result<()> {
+    let name = format!("{count} VMAs of a page");
+    if !suite.wants(&name) {
+        return Ok(());
+    }
     let svms = [suite.open(|builder| builder)?, suite.open(|builder| builder.prefetch(false))?];
     let mut parts = Vec::new();
     for svm in &svms {
@@ -51,7 +55,6 @@ fn small_vmas(suite: &mut Suite, count: usize) -> Result<()> {
     }
     let mut memcpy = Memcpy::new(64 << 20);
     let mut stats = Vec::new();
-    let name = format!("{count} VMAs of a page");
     let samples = suite.interleave(&name, ROUNDS, 3, |which| {
         let Some((kernel, _, base, list)) = parts.get(which) else { return Ok(memcpy.seconds(count * 4096)) };
         let (time, report) = miss(&svms[which], kernel, *base, list)?;
@@ -72,6 +75,9 @@ fn small_vmas(suite: &mut Suite, count: usize) -> Result<()> {
 
 /// Runs one pattern, in so many launches, in two runtimes: with prefetch and without.
 fn pattern(suite: &mut Suite, name: &str, pages: usize, list: &[u32], launches: usize) -> Result<()> {
+    if !suite.wants(name) {
+        return Ok(());
+    }
     let n = list.len();
     let svms = [suite.open(|builder| builder)?, suite.open(|builder| builder.prefetch(false))?];
     let mut parts = Vec::new();

@@ -38,6 +38,9 @@ fn scattered(pages: usize) -> Vec<usize> {
 }
 
 fn write_to_shared(suite: &mut Suite, svm: &Svm) -> Result<()> {
+    if !suite.wants("CPU write to a shared page") {
+        return Ok(());
+    }
     let pages = FAULTS * 8;
     let heap = svm.heap();
     let kernel = idempotent(svm, "touch", spirv!("touch"))?;
@@ -65,6 +68,9 @@ fn write_to_shared(suite: &mut Suite, svm: &Svm) -> Result<()> {
 }
 
 fn read_of_dirty(suite: &mut Suite, svm: &Svm) -> Result<()> {
+    if !suite.wants("CPU read of a device-dirty page") {
+        return Ok(());
+    }
     let pages = FAULTS * 64;
     let kernel = idempotent(svm, "fill", spirv!("fill"))?;
     let mut data = svm.heap().vec_from_slice(&vec![1u32; pages * WORDS])?;
@@ -89,13 +95,16 @@ fn read_of_dirty(suite: &mut Suite, svm: &Svm) -> Result<()> {
 
 fn scan(suite: &mut Suite, svm: &Svm) -> Result<()> {
     let bytes = suite.size(1usize << 30, 128 << 20);
+    let case = format!("CPU scan of {} MiB", bytes >> 20);
+    if !suite.wants(&case) {
+        return Ok(());
+    }
     let kernel = idempotent(svm, "fill", spirv!("fill"))?;
     let n = (bytes / 4) as u32;
     let mut data = svm.heap().vec_zeroed::<u32>(n as usize)?;
     let mut memcpy = Memcpy::new(64 << 20);
     let mut seed = 0u32;
     let mut faults = Vec::new();
-    let case = format!("CPU scan of {} MiB", bytes >> 20);
     let samples = suite.interleave(&case, ROUNDS.div_ceil(2), 2, |which| {
         if which == 1 {
             return Ok(memcpy.seconds(bytes));
