@@ -24,6 +24,7 @@ super::for_each_tracker! {
     operations_need_watched_pages,
     watching_again_changes_nothing,
     no_access_completes_before_the_handler_allows_it,
+    who_stores_sleeps_until_the_protection_is_lifted,
     the_toucher_is_named,
     spans_of_mixed_pages_are_changed_at_once,
     spans_may_cross_kernel_mappings,
@@ -212,6 +213,22 @@ fn no_access_completes_before_the_handler_allows_it(case: Case) {
         allow.send(()).unwrap();
     });
     assert_eq!(t.memory.load(0), 2);
+}
+
+fn who_stores_sleeps_until_the_protection_is_lifted(case: Case) {
+    let t = Tracked::new(case.kind, 4, TrackerOptions::default(), move |tracker, fault| {
+        std::thread::sleep(Duration::from_millis(20));
+        map_as_needed(tracker, fault)
+    });
+    t.tracker.watch(pages(0, 4)).unwrap();
+    t.memory.store_alias(0, 1);
+    t.tracker.map(page(0), ReadOnly).unwrap();
+
+    t.memory.store(0, 2);
+
+    // Woken any earlier, it would have tried again in vain, and been reported again.
+    assert_eq!(t.take_faults(), [(0, Write)]);
+    assert_eq!(t.memory.load_alias(0), 2);
 }
 
 fn the_toucher_is_named(case: Case) {

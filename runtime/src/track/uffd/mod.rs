@@ -29,6 +29,7 @@
 
 mod foreign;
 mod mail;
+mod near;
 mod populate;
 mod raw;
 mod registry;

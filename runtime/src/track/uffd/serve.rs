@@ -7,6 +7,7 @@ use super::super::threads::{resolve, resolve_at_once};
 use super::super::{CpuFault, FaultHandler, FaultOutcome};
 use super::Core;
 use super::mail::Job;
+use super::near::{self, Near};
 use super::raw::{Fault, Message, Report, Span};
 use crate::addr::{Access, PAGE_SIZE, PageIndex, PageRange};
 use bytemuck::Zeroable;
@@ -25,15 +26,27 @@ impl Core {
     /// Reads faults until the tracker stops.
     pub(super) fn read_faults(&self, handler: &dyn FaultHandler) {
         let mut messages = [Message::zeroed(); MAX_BATCH];
+        let mut near = Near::default();
+        let mut slept = None;
         while !self.stopping.load(Ordering::Acquire) {
             for fault in self.mail.due() {
                 self.serve_page(handler, fault, false);
             }
             match self.read(&mut messages) {
-                Ok(messages) => self.serve_batch(handler, messages),
+                Ok(messages) => {
+                    self.serve_batch(handler, messages);
+                    // After the answer: nobody waits for this.
+                    if near.answered(slept.take())
+                        && let Some(Report::Fault(fault)) = messages.first().map(Message::report)
+                    {
+                        near::move_to(fault.thread);
+                    }
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
+                    let asleep = Instant::now();
                     self.wait_for_messages();
+                    slept = Some(asleep.elapsed());
                     for fault in self.mail.strays() {
                         self.serve_fault(handler, fault);
                     }
