@@ -30,12 +30,25 @@ pub(super) fn run(suite: &mut Suite) -> Result<()> {
     let live = suite.open(|builder| builder.fault_mode(FaultMode::Live).thrash(thrash))?;
     let replay = suite.open(|builder| builder.fault_mode(FaultMode::Replay).thrash(thrash))?;
     let mut parts = Parts::new(&live)?;
-    one_waiting(suite, &live, &mut parts)?;
-    many_waiting(suite, &live, &mut parts)?;
-    shootdown(suite, &live, &mut parts)?;
-    chase(suite, &live, &replay)?;
-    stream(suite, &live, &replay)?;
-    resident(suite, &live, &replay)
+    if suite.wants("one waiting") {
+        one_waiting(suite, &live, &mut parts)?;
+    }
+    if suite.wants("many waiting") {
+        many_waiting(suite, &live, &mut parts)?;
+    }
+    if suite.wants("shootdown") {
+        shootdown(suite, &live, &mut parts)?;
+    }
+    if suite.wants("chase") {
+        chase(suite, &live, &replay)?;
+    }
+    if suite.wants("stream") {
+        stream(suite, &live, &replay)?;
+    }
+    if suite.wants("resident") {
+        resident(suite, &live, &replay)?;
+    }
+    Ok(())
 }
 
 /// What a fault cannot do without.

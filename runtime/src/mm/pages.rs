@@ -24,8 +24,10 @@ const FILLED: u32 = 1 << 7;
 const OWNER_SHIFT: u32 = 8;
 const OWNER: u32 = 0xff << OWNER_SHIFT;
 const PINNED_BY_POLICY: u32 = 1 << 16;
-const FAULTS_SHIFT: u32 = 17;
-const FAULTS_MAX: u32 = 0x7fff;
+const GUARDING: u32 = 1 << 17;
+const GUARDED: u32 = 1 << 18;
+const FAULTS_SHIFT: u32 = 19;
+const FAULTS_MAX: u32 = 0x1fff;
 /// Says to a waiter that the lock is its own already.
 const HANDED_OVER: UnparkToken = UnparkToken(1);
 
@@ -58,7 +60,7 @@ pub struct PageInfo {
     pub accessed: bool,
     /// A device wrote the page; carried over likewise.
     pub dirty: bool,
-    /// Device faults serviced on the page, up to 32,767.
+    /// Device faults serviced on the page, up to 8,191.
     pub faults: u32,
     /// Devices that can are to map the home page itself; see [`PageRecords::pin_home`].
     pub pinned_home: bool,
@@ -177,6 +179,35 @@ impl PageRecords {
         if !self.is_filled(page) {
             self.record(page).fetch_or(FILLED, Ordering::AcqRel);
         }
+    }
+
+    /// Whether the CPU is known to have no permission to store to the page. "No" says nothing. The caller holds its lock.
+    pub(crate) fn is_guarded(&self, page: PageIndex) -> bool {
+        self.record(page).load(Ordering::Acquire) & GUARDED != 0
+    }
+
+    /// Stores to `pages` are about to be made to fault. Needs no page lock, but one at a time may do this, until
+    /// [`guarded`](Self::guarded).
+    pub(crate) fn guard(&self, pages: PageRange) {
+        for page in pages.iter().filter(|&page| !self.is_guarded(page)) {
+            self.record(page).fetch_or(GUARDING, Ordering::AcqRel);
+        }
+    }
+
+    /// Stores to `pages` fault, other than to those that were [opened](Self::opened) meanwhile, of which it is not known.
+    pub(crate) fn guarded(&self, pages: PageRange) {
+        for page in pages.iter() {
+            let still = |old: u32| (old & GUARDING != 0).then_some(old & !GUARDING | GUARDED);
+            let _ = self.record(page).fetch_update(Ordering::AcqRel, Ordering::Acquire, still);
+        }
+    }
+
+    /// The CPU may store to the page, or may have been given permission: called after that, with the page's lock held. Whether it was
+    /// [guarded](Self::is_guarded).
+    pub(crate) fn opened(&self, page: PageIndex) -> bool {
+        let record = self.record(page);
+        record.load(Ordering::Acquire) & (GUARDING | GUARDED) != 0
+            && record.fetch_and(!(GUARDING | GUARDED), Ordering::AcqRel) & GUARDED != 0
     }
 
     /// What a commit changes, in one step: the state, the count of faults if the page was `asked` for, and whether it is known to
@@ -380,6 +411,25 @@ impl Drop for ManyPagesGuard<'_> {
 mod tests {
     use super::*;
     use std::sync::Arc;
+
+    #[test]
+    fn a_page_that_is_opened_while_it_is_being_guarded_is_not_taken_for_guarded() {
+        let records = PageRecords::new(16).unwrap();
+        let pages = PageRange::of_len(PageIndex(0), 4);
+        assert!(!records.is_guarded(PageIndex(1)));
+        records.guard(pages);
+        let _page = records.lock(PageRange::single(PageIndex(1)));
+        // Not before the call has been made.
+        assert!(!records.is_guarded(PageIndex(2)));
+        records.opened(PageIndex(1));
+        records.guarded(pages);
+        assert!(!records.is_guarded(PageIndex(1)));
+        assert!(records.is_guarded(PageIndex(2)));
+        assert!(!records.opened(PageIndex(1)));
+        let _other = records.lock(PageRange::single(PageIndex(2)));
+        assert!(records.opened(PageIndex(2)));
+        assert!(!records.is_guarded(PageIndex(2)));
+    }
 
     #[test]
     fn a_locked_page_makes_others_wait_and_loses_no_wakeup() {

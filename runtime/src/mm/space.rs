@@ -32,7 +32,7 @@ use crate::rank::{Rank, RankedRwLock};
 use crate::track::{CpuFault, FaultHandler, FaultOutcome, ForeignChange, Protection, TrackError, Tracker};
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -59,6 +59,10 @@ pub struct AddressSpace {
     /// Who fights over which granules.
     thrash: ThrashWatch,
     background: Background,
+    /// Held by who protects pages whose locks it does not hold.
+    guards: Mutex<()>,
+    /// CPU stores to pages that were protected although no device wanted them.
+    needless: AtomicU64,
     /// Threads of devices' drivers, by kernel id.
     driver_threads: RwLock<Vec<u32>>,
     /// Numbers of devices that are in use, one bit each.
@@ -139,6 +143,8 @@ impl AddressSpace {
             readahead: Readahead::default(),
             thrash,
             background: Background::default(),
+            guards: Mutex::default(),
+            needless: AtomicU64::new(0),
             driver_threads: RwLock::new(Vec::new()),
             devices: Mutex::default(),
             cpu_faults: RwLock::new(()),
@@ -368,10 +374,31 @@ impl AddressSpace {
     fn trespass(&self, page: PageIndex) -> FaultOutcome {
         let unit = self.tracker.unit(page);
         self.trespassed.lock().push(unit);
-        match self.tracker.map(unit, Protection::ReadWrite) {
+        let mapped = self.tracker.map(unit, Protection::ReadWrite);
+        // Its lock is not held: who reads this meanwhile serves a launch that fails.
+        for page in unit.iter() {
+            self.home.pages.opened(page);
+        }
+        match mapped {
             Ok(()) => FaultOutcome::Resolved,
             Err(_) => FaultOutcome::Refused,
         }
+    }
+
+    /// Write-protects ascending `runs`, the locks of whose pages need not be held: the CPU loses the permission to store, which a fault
+    /// gives back.
+    pub(crate) fn guard(&self, runs: &[PageRange]) -> Result<(), TrackError> {
+        let _one = self.guards.lock();
+        let pages = &self.home.pages;
+        runs.iter().for_each(|&run| pages.guard(run));
+        self.tracker.write_protect_all(runs)?;
+        runs.iter().for_each(|&run| pages.guarded(run));
+        Ok(())
+    }
+
+    /// How often the CPU stored to a page that had been [guarded](Self::guard) and that no device had.
+    pub(crate) fn needless_guards(&self) -> u64 {
+        self.needless.load(Ordering::Relaxed)
     }
 
     /// Closes the pages that were opened to a driver's thread. No dispatch is in flight.
@@ -475,15 +502,23 @@ impl AddressSpace {
         let touch = state::touch(states, access, allowed);
         let Touch { event, protection, .. } = touch;
         let bracket = event.map(|event| self.notifiers.invalidate(unit, event, None, blocking)).transpose()?;
+        let mut untouched = true;
         for page in unit.iter() {
             let (old, new) = (pages.state(page), state::touched(pages.state(page), &touch));
+            untouched &= old == PageState::Cpu;
             if old != new {
                 pages.set_state(page, new);
             }
         }
-        self.tracker.map(unit, protection)?;
+        let mapped = self.tracker.map(unit, protection);
+        if protection == Protection::ReadWrite {
+            let guarded = unit.iter().filter(|&page| pages.opened(page)).count();
+            if untouched && guarded > 0 && access == Access::Write {
+                self.needless.fetch_add(1, Ordering::Relaxed);
+            }
+        }
         drop(bracket);
-        Ok(())
+        Ok(mapped?)
     }
 
     /// Takes `range`, whose contents no longer matter, away from devices and gives its memory back.

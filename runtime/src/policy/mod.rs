@@ -2,6 +2,7 @@
 //! clocks of their own.
 
 mod density;
+mod guards;
 mod optimal;
 mod placement;
 mod prefetch;
@@ -11,6 +12,7 @@ pub mod thrash;
 mod writes;
 
 pub use density::fill_up;
+pub use guards::Guards;
 pub use optimal::{Misses, optimal};
 pub use placement::{Habit, Wanted, eviction_rank, fastest, is_sparse, may_pin, placement};
 pub use prefetch::{Ahead, Prefetch};

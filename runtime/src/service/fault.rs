@@ -33,7 +33,7 @@ use crate::mm::state::Placement;
 use crate::mm::views::ViewsError;
 use crate::mm::vma::Permission;
 use crate::observe::Counters;
-use crate::policy::{Habit, Prefetch, Writes};
+use crate::policy::{Guards, Habit, Prefetch, Writes};
 use crate::track::TrackError;
 use hashbrown::HashSet;
 use parking_lot::Mutex;
@@ -109,6 +109,8 @@ pub struct Service {
     pub(super) streams: Prefetch,
     /// Stores that follow each other while kernels run.
     pub(super) writes: Writes,
+    /// How far around them pages are write-protected while kernels run.
+    pub(super) guards: Guards,
     /// Where pages are to be for which nothing says otherwise.
     pub(super) habit: Habit,
     /// Pages that were placed at home for being read here and there, and whether a launch has passed since.
@@ -165,6 +167,7 @@ impl Service {
             placements: Vec::new(),
             streams: Prefetch::default(),
             writes: Writes::default(),
+            guards: Guards::default(),
             space,
             mirror,
             registration,

@@ -57,15 +57,11 @@ fn neighbourhood(span: PageRange, vma: PageRange) -> PageRange {
     PageRange::new(start.max(vma.start), end.min(vma.end))
 }
 
-/// Pages that are write-protected together while kernels run.
-const WIDE_PAGES: u32 = 64;
-
-/// What is write-protected along with `page`. Where threads run on other processors, as kernels do on devices that compute on the CPU, each
-/// call that changes an entry interrupts them all, which costs ten times the call; for pages that are protected already nothing is
-/// changed. The pages around, which the CPU may be using, are not locked: it can only lose permission to store, which costs it a fault
-/// that gives it back.
-fn widened(page: PageIndex, vma: PageRange) -> PageRange {
-    PageRange::of_len(PageIndex(page.0 / WIDE_PAGES * WIDE_PAGES), WIDE_PAGES).intersect(vma)
+/// What is write-protected along with `page`, for `pages` pages in all. Where threads run on other processors, as kernels do on devices that compute
+/// on the CPU, each call that changes an entry interrupts them all, which costs ten times the call. The pages around, which the CPU
+/// may be using, are not locked: it can only lose permission to store, which costs it a fault that gives it back.
+fn widened(page: PageIndex, pages: u32, vma: PageRange) -> PageRange {
+    PageRange::of_len(PageIndex(page.0 / pages * pages), pages).intersect(vma)
 }
 
 /// Adds `range` to ascending `runs`, the last of which it may follow or overlap.
@@ -111,7 +107,7 @@ impl Service {
 
     /// Step 2: after this, neither the CPU nor another device changes the home pages.
     fn quiet_cpu_side<'r>(&mut self, parts: &[Part], range: &'r Range<'_>) -> Result<Brackets<'r>, ServiceError> {
-        let Self { space, mirror, access, placements, lose_stores, lose_all, taking, live, .. } = self;
+        let Self { space, mirror, access, placements, lose_stores, lose_all, taking, live, guards, .. } = self;
         let pages = &space.home().pages;
         let own = PageState::Device(mirror.number());
         let tracker = space.tracker();
@@ -126,6 +122,7 @@ impl Service {
         for part in parts {
             let mut told: Option<(Event, PageRange)> = None;
             let mut loses = false;
+            let mut width = None;
             for page in part.span.pages.iter() {
                 let write = access[index] == Some(Access::Write);
                 let Quiet { lose, others } = quiet(pages.state(page), own, write, placements[index]);
@@ -137,11 +134,14 @@ impl Service {
                         *strongest = Event::Migrate;
                     }
                 }
+                // Most are protected already, along with one that was asked for before.
+                let lose = if wide && lose == Lose::Stores && pages.is_guarded(page) { Lose::Nothing } else { lose };
                 loses |= lose != Lose::Nothing;
                 match lose {
                     Lose::Nothing => {}
                     Lose::Stores if wide && !space.thrash().is_contested(Granule::of(page)) => {
-                        cover(lose_stores, widened(page, part.vma.range));
+                        let width = width.get_or_insert_with(|| guards.width(part.vma.id.0, space.needless_guards()));
+                        cover(lose_stores, widened(page, *width, part.vma.range));
                     }
                     Lose::Stores => cover(lose_stores, PageRange::single(page)),
                     Lose::All => extend_runs(lose_all, page),
@@ -156,7 +156,11 @@ impl Service {
             }
             others.extend(told);
         }
-        tracker.write_protect_all(lose_stores)?;
+        if wide && !lose_stores.is_empty() {
+            space.guard(lose_stores)?;
+        } else {
+            tracker.write_protect_all(lose_stores)?;
+        }
         tracker.unmap_all(lose_all)?;
         // This mirror's own callback is skipped, the other devices bring their data home.
         let bracket = |&(event, pages): &(Event, PageRange)| range.invalidate_others(pages, event, Blocking::Yes);
