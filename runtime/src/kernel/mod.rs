@@ -169,7 +169,7 @@ impl KernelModule {
     }
 
     /// Its SPIR-V cut down to a variant; `None` if it has none that could be read.
-    pub(crate) fn variant(&self, bits: u32) -> Option<Vec<u32>> {
+    pub fn variant(&self, bits: u32) -> Option<Vec<u32>> {
         self.kept.variant(self.origin.as_ref()?, self.code_words()?, bits)
     }
 

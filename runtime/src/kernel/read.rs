@@ -14,6 +14,8 @@ use std::collections::{HashMap, HashSet};
 const HEADER_WORDS: usize = 5;
 /// The universal limit on ids of the SPIR-V specification, section 2.17.
 const MAX_BOUND: u32 = 0x3F_FFFF;
+/// The universal limit on how deep structures are nested, from the same section.
+const MAX_NESTING: u32 = 255;
 
 /// The words of a module and what they say; or what is wrong with them.
 pub(super) fn read(spirv: &[u8]) -> Result<(Vec<u32>, Module), String> {
@@ -28,6 +30,7 @@ pub(super) fn read(spirv: &[u8]) -> Result<(Vec<u32>, Module), String> {
     let mut module = consumer.loader.module();
     module.execution_modes.append(&mut consumer.execution_mode_ids);
     check_ids(&module)?;
+    check_types(&module)?;
     Ok((words, module))
 }
 
@@ -79,6 +82,46 @@ fn check_ids(module: &Module) -> Result<(), String> {
         let operands = instruction.operands.iter().filter_map(Operand::id_ref_any);
         if let Some(id) = operands.chain(instruction.result_type).find(|&id| !defined[id as usize]) {
             return Err(format!("Op{} names id {id}, which is not defined", instruction.class.opname));
+        }
+    }
+    Ok(())
+}
+
+/// Types are made of earlier ones and no deeper than they may be, so that who walks them comes to an end.
+fn check_types(module: &Module) -> Result<(), String> {
+    let mut depths: HashMap<Word, u32> = HashMap::new();
+    for global in module.types_global_values.iter().filter(|global| global.class.opcode.is_type()) {
+        let Some(id) = global.result_id else { continue };
+        let mut depth = 0;
+        // Pointers may lead to what comes later.
+        let made_of = match global.class.opcode {
+            Op::TypePointer => &[],
+            _ => &global.operands[..],
+        };
+        for part in made_of.iter().filter_map(Operand::id_ref_any) {
+            depth = depth.max(depths.get(&part).map_or(0, |depth| depth + 1));
+        }
+        if depth > MAX_NESTING {
+            return Err(format!("type {id} is nested deeper than {MAX_NESTING}"));
+        }
+        depths.insert(id, depth);
+    }
+    // What is named before it is declared was no part of the depth above.
+    let mut declared: HashSet<Word> = HashSet::new();
+    for global in &module.types_global_values {
+        let aggregate = matches!(
+            global.class.opcode,
+            Op::TypeStruct | Op::TypeArray | Op::TypeRuntimeArray | Op::TypeVector | Op::TypeMatrix
+        );
+        let forward = |id: &Word| aggregate && !declared.contains(id);
+        if let Some(part) = global.operands.iter().filter_map(Operand::id_ref_any).find(forward) {
+            return Err(format!("Op{} is made of id {part}, which comes later", global.class.opname));
+        }
+        match (global.class.opcode, global.result_id) {
+            (Op::TypeForwardPointer, _) => {
+                declared.extend(global.operands.first().and_then(Operand::id_ref_any));
+            }
+            (_, id) => declared.extend(id),
         }
     }
     Ok(())

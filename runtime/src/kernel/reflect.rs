@@ -172,7 +172,11 @@ fn local_size(module: &Module, function: Word) -> Option<[u32; 3]> {
 
 fn constant(module: &Module, id: Word) -> Option<u32> {
     let instruction = module.types_global_values.iter().find(|global| global.result_id == Some(id))?;
-    match instruction.operands.first()? {
+    literal(instruction)
+}
+
+fn literal(constant: &Instruction) -> Option<u32> {
+    match constant.operands.first()? {
         Operand::LiteralBit32(value) => Some(*value),
         _ => None,
     }
@@ -180,68 +184,87 @@ fn constant(module: &Module, id: Word) -> Option<u32> {
 
 /// Size of the push constant block: the end of its furthest member.
 fn push_constant_bytes(module: &Module) -> Option<usize> {
-    let types: HashMap<Word, &Instruction> =
-        module.types_global_values.iter().filter_map(|global| Some((global.result_id?, global))).collect();
+    let mut types =
+        Types { globals: HashMap::new(), strides: HashMap::new(), offsets: HashMap::new(), sizes: HashMap::new() };
+    types.globals.extend(module.types_global_values.iter().filter_map(|global| Some((global.result_id?, global))));
+    for annotation in &module.annotations {
+        match annotation.operands[..] {
+            [Operand::IdRef(target), Operand::Decoration(Decoration::ArrayStride), Operand::LiteralBit32(stride)] => {
+                types.strides.insert(target, stride as usize);
+            }
+            [
+                Operand::IdRef(target),
+                Operand::LiteralBit32(member),
+                Operand::Decoration(Decoration::Offset),
+                Operand::LiteralBit32(offset),
+            ] => {
+                types.offsets.insert((target, member as usize), offset as usize);
+            }
+            _ => {}
+        }
+    }
     let variable = module.types_global_values.iter().find(|global| {
         global.class.opcode == Op::Variable
             && global.operands.first() == Some(&Operand::StorageClass(StorageClass::PushConstant))
     })?;
-    let pointer = types.get(&variable.result_type?)?;
+    let pointer = types.globals.get(&variable.result_type?)?;
     let Some(Operand::IdRef(block)) = pointer.operands.get(1) else { return None };
-    size_of_type(module, &types, *block, 0)
+    types.size(*block)
 }
 
-fn size_of_type(module: &Module, types: &HashMap<Word, &Instruction>, id: Word, depth: u32) -> Option<usize> {
-    if depth > 16 {
-        return None;
+/// Types and how they are laid out.
+struct Types<'a> {
+    globals: HashMap<Word, &'a Instruction>,
+    strides: HashMap<Word, usize>,
+    offsets: HashMap<(Word, usize), usize>,
+    /// Sizes that were worked out.
+    sizes: HashMap<Word, Option<usize>>,
+}
+
+impl Types<'_> {
+    /// Bytes of a type; none where they are not known. Types are made of earlier ones, no deeper than [`read`] lets them be.
+    fn size(&mut self, id: Word) -> Option<usize> {
+        if let Some(&known) = self.sizes.get(&id) {
+            return known;
+        }
+        let size = self.work_out(id);
+        self.sizes.insert(id, size);
+        size
     }
-    let ty = types.get(&id)?;
-    let id_at = |index: usize| match ty.operands.get(index) {
-        Some(Operand::IdRef(id)) => Some(*id),
-        _ => None,
-    };
-    let literal_at = |index: usize| match ty.operands.get(index) {
-        Some(Operand::LiteralBit32(value)) => Some(*value as usize),
-        _ => None,
-    };
-    match ty.class.opcode {
-        Op::TypeInt | Op::TypeFloat => Some(literal_at(0)? / 8),
-        Op::TypePointer => Some(8),
-        Op::TypeVector => Some(size_of_type(module, types, id_at(0)?, depth + 1)? * literal_at(1)?),
-        Op::TypeMatrix => {
-            // Columns of three are padded to four in std430.
-            let column = size_of_type(module, types, id_at(0)?, depth + 1)?;
-            Some(column.next_power_of_two() * literal_at(1)?)
-        }
-        Op::TypeArray => {
-            let length = constant(module, id_at(1)?)? as usize;
-            let stride = module.annotations.iter().find_map(|decoration| match decoration.operands[..] {
-                [
-                    Operand::IdRef(target),
-                    Operand::Decoration(Decoration::ArrayStride),
-                    Operand::LiteralBit32(stride),
-                ] if target == id => Some(stride as usize),
-                _ => None,
-            })?;
-            Some(stride * length)
-        }
-        Op::TypeStruct => {
-            let mut size = 0;
-            for (index, _) in ty.operands.iter().enumerate() {
-                let offset = module.annotations.iter().find_map(|decoration| match decoration.operands[..] {
-                    [
-                        Operand::IdRef(target),
-                        Operand::LiteralBit32(member),
-                        Operand::Decoration(Decoration::Offset),
-                        Operand::LiteralBit32(offset),
-                    ] if target == id && member as usize == index => Some(offset as usize),
-                    _ => None,
-                })?;
-                size = size.max(offset + size_of_type(module, types, id_at(index)?, depth + 1)?);
+
+    fn work_out(&mut self, id: Word) -> Option<usize> {
+        let ty = *self.globals.get(&id)?;
+        let id_at = |index: usize| match ty.operands.get(index) {
+            Some(Operand::IdRef(id)) => Some(*id),
+            _ => None,
+        };
+        let literal_at = |index: usize| match ty.operands.get(index) {
+            Some(Operand::LiteralBit32(value)) => Some(*value as usize),
+            _ => None,
+        };
+        match ty.class.opcode {
+            Op::TypeInt | Op::TypeFloat => Some(literal_at(0)? / 8),
+            Op::TypePointer => Some(8),
+            Op::TypeVector => self.size(id_at(0)?)?.checked_mul(literal_at(1)?),
+            Op::TypeMatrix => {
+                // Columns of three are padded to four in std430.
+                let column = self.size(id_at(0)?)?;
+                column.checked_next_power_of_two()?.checked_mul(literal_at(1)?)
             }
-            Some(size)
+            Op::TypeArray => {
+                let length = literal(self.globals.get(&id_at(1)?)?)? as usize;
+                self.strides.get(&id)?.checked_mul(length)
+            }
+            Op::TypeStruct => {
+                let mut size = 0;
+                for index in 0..ty.operands.len() {
+                    let offset = *self.offsets.get(&(id, index))?;
+                    size = size.max(offset.checked_add(self.size(id_at(index)?)?)?);
+                }
+                Some(size)
+            }
+            _ => None,
         }
-        _ => None,
     }
 }
 

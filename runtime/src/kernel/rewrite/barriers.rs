@@ -6,7 +6,7 @@ use super::error::RewriteError;
 use super::link::Linked;
 use rspirv::dr::{Function, Instruction, Operand};
 use rspirv::spirv::{Op, Scope, Word};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Acquire-release, and workgroup memory.
 const SEMANTICS: u32 = 0x8 | 0x100;
@@ -25,28 +25,27 @@ pub(super) fn is_workgroup_barrier(code: &Code, instruction: &Instruction) -> bo
 
 /// Functions that have a workgroup barrier, or call such functions.
 pub(super) fn functions_with_barriers(code: &Code) -> HashSet<Word> {
-    let mut found = HashSet::new();
-    let mut callers: Vec<(Word, Word)> = Vec::new();
+    let mut waiting = Vec::new();
+    let mut callers: HashMap<Word, Vec<Word>> = HashMap::new();
     for function in &code.module.functions {
         let Some(id) = function.def_id() else { continue };
         for instruction in function.all_inst_iter() {
             if is_workgroup_barrier(code, instruction) {
-                found.insert(id);
+                waiting.push(id);
             } else if instruction.class.opcode == Op::FunctionCall
                 && let Some(callee) = instruction.operands.first().and_then(Operand::id_ref_any)
             {
-                callers.push((id, callee));
+                callers.entry(callee).or_default().push(id);
             }
         }
     }
-    loop {
-        let before = found.len();
-        found
-            .extend(callers.iter().filter(|(_, callee)| found.contains(callee)).map(|(id, _)| *id).collect::<Vec<_>>());
-        if found.len() == before {
-            return found;
+    let mut found = HashSet::new();
+    while let Some(id) = waiting.pop() {
+        if found.insert(id) {
+            waiting.extend(callers.get(&id).into_iter().flatten());
         }
     }
+    found
 }
 
 /// Puts the library's calls around a function's barriers; says how many there were.

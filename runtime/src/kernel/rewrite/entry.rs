@@ -20,7 +20,10 @@ impl Replaced {
 }
 
 /// Finds the kernel's variables for the workgroup's place; to be asked before the library brings its own.
-pub(super) fn find_built_ins(code: &Code) -> Replaced {
+///
+/// # Errors
+/// If two are the same built-in, which an entry point cannot have.
+pub(super) fn find_built_ins(code: &Code) -> Result<Replaced, RewriteError> {
     let found = code.module.annotations.iter().filter_map(|annotation| match annotation.operands[..] {
         [Operand::IdRef(variable), Operand::Decoration(Decoration::BuiltIn), Operand::BuiltIn(built_in)]
             if annotation.class.opcode == Op::Decorate && REPLACED.contains(&built_in) =>
@@ -29,7 +32,14 @@ pub(super) fn find_built_ins(code: &Code) -> Replaced {
         }
         _ => None,
     });
-    Replaced(found.collect())
+    let mut replaced: Vec<(BuiltIn, Word)> = Vec::new();
+    for (built_in, variable) in found {
+        if replaced.iter().any(|&(other, _)| other == built_in) {
+            return Err(RewriteError::Module(format!("%{variable} is not the only variable for {built_in:?}")));
+        }
+        replaced.push((built_in, variable));
+    }
+    Ok(Replaced(replaced))
 }
 
 /// Turns the kernel's variables for the workgroup's place into private ones.

@@ -10,6 +10,9 @@ use rspirv::dr::{Instruction, Operand};
 use rspirv::spirv::{Op, StorageClass, Word};
 use std::collections::{HashMap, HashSet};
 
+/// Most values that an argument is followed through.
+const MAX_VALUES: usize = 1 << 12;
+
 /// What is done with a value.
 enum Use {
     /// Memory is accessed through it.
@@ -31,7 +34,7 @@ fn is_single(code: &Code, value: Word) -> bool {
 /// from one by arithmetic alone.
 pub(super) fn own(code: &Code, exact: &HashMap<Word, u32>, origins: &Origins<'_>) -> HashSet<u32> {
     let mut uses: HashMap<Word, Vec<(&Instruction, usize)>> = HashMap::new();
-    let mut loads: Vec<(u32, Word)> = Vec::new();
+    let mut loads: HashMap<u32, Vec<Word>> = HashMap::new();
     for instruction in code.module.functions.iter().flat_map(|function| function.all_inst_iter()) {
         for (at, operand) in instruction.operands.iter().enumerate() {
             if let Some(id) = operand.id_ref_any() {
@@ -45,7 +48,7 @@ pub(super) fn own(code: &Code, exact: &HashMap<Word, u32>, origins: &Origins<'_>
         let from = instruction.operands.first().and_then(Operand::id_ref_any).filter(|&from| pushed(from));
         match (instruction.class.opcode, from, instruction.result_id) {
             (Op::Load, Some(from), Some(value)) => match origins.argument(from).filter(|_| is_single(code, value)) {
-                Some(argument) => loads.push((argument, value)),
+                Some(argument) => loads.entry(argument).or_default().push(value),
                 // Several at once, or one of several: who knows which.
                 None => return HashSet::new(),
             },
@@ -61,11 +64,14 @@ pub(super) fn own(code: &Code, exact: &HashMap<Word, u32>, origins: &Origins<'_>
     let arguments: HashSet<u32> = exact.values().copied().collect();
     let only_reached_from = |argument: &u32| {
         let mut seen = HashSet::new();
-        let mut waiting: Vec<Word> =
-            loads.iter().filter(|(loaded, _)| loaded == argument).map(|&(_, value)| value).collect();
+        let mut waiting = loads.get(argument).cloned().unwrap_or_default();
         while let Some(value) = waiting.pop() {
             if !seen.insert(value) {
                 continue;
+            }
+            // Several arguments may lead to one and the same long way.
+            if seen.len() > MAX_VALUES {
+                return false;
             }
             for &(instruction, at) in uses.get(&value).into_iter().flatten() {
                 match use_of(origins, instruction, at) {

@@ -3,6 +3,7 @@
 use super::code::Code;
 use rspirv::dr::Operand;
 use rspirv::spirv::{Decoration, Op, Word};
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 /// Structures nested deeper than this are not looked into.
@@ -15,6 +16,9 @@ pub(super) struct Layouts {
     array_strides: HashMap<Word, u32>,
     matrix_strides: HashMap<(Word, u32), u32>,
     row_major: HashMap<(Word, u32), bool>,
+    /// What was worked out already: types may be made of the same ones many times over.
+    sizes: RefCell<HashMap<(Word, Option<MatrixLayout>), Option<u64>>>,
+    scalars: RefCell<HashMap<Word, Option<u32>>>,
 }
 
 /// How a matrix lies in memory.
@@ -82,6 +86,18 @@ impl Layouts {
         if depth > MAX_DEPTH {
             return None;
         }
+        if let Some(&known) = self.sizes.borrow().get(&(ty, matrix)) {
+            return known;
+        }
+        let size = self.work_out_size(code, ty, matrix, depth);
+        // Another type may hold this one where it is not too deep.
+        if size.is_some() || depth == 0 {
+            self.sizes.borrow_mut().insert((ty, matrix), size);
+        }
+        size
+    }
+
+    fn work_out_size(&self, code: &Code, ty: Word, matrix: Option<MatrixLayout>, depth: u32) -> Option<u64> {
         let declared = code.global(ty)?;
         let id = |index: usize| declared.operands.get(index).and_then(Operand::id_ref_any);
         let literal = |index: usize| match declared.operands.get(index) {
@@ -128,6 +144,17 @@ impl Layouts {
         if depth > MAX_DEPTH {
             return None;
         }
+        if let Some(&known) = self.scalars.borrow().get(&ty) {
+            return known;
+        }
+        let scalar = self.work_out_scalar(code, ty, depth);
+        if scalar.is_some() || depth == 0 {
+            self.scalars.borrow_mut().insert(ty, scalar);
+        }
+        scalar
+    }
+
+    fn work_out_scalar(&self, code: &Code, ty: Word, depth: u32) -> Option<u32> {
         let declared = code.global(ty)?;
         match (declared.class.opcode, declared.operands.first()) {
             (Op::TypeInt | Op::TypeFloat, Some(Operand::LiteralBit32(bits))) => Some(bits / 8),

@@ -16,10 +16,13 @@ use super::link::Linked;
 use super::stats::RewriteStats;
 use rspirv::dr::{Function, Instruction, Operand};
 use rspirv::spirv::{Op, StorageClass, Word};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// How far a loop's bound is followed back.
 const MAX_STEPS: u32 = 32;
+
+/// Most values times exits that one loop is left with.
+const MAX_CLOSED: usize = 1 << 18;
 
 /// What the loops of a function may rely on.
 pub(super) struct Surroundings<'a> {
@@ -42,13 +45,18 @@ pub(super) fn guard(
         return Ok(());
     }
     let graph = Graph::of(function);
-    for each in graph.loops(function) {
-        if is_counted(code, function, &graph, each, around) {
+    let loops = graph.loops(function);
+    let counted = counted(code, function, &graph, &loops, around);
+    let mut users = None;
+    let mut zeros = Zeros::default();
+    for (each, counted) in loops.into_iter().zip(counted) {
+        if counted {
             stats.counted_loops += 1;
             continue;
         }
         stats.guarded_loops += 1;
-        let barrier = (0..function.blocks.len()).filter(|&block| graph.contains(each, block)).any(|block| {
+        let inside = graph.blocks(each);
+        let barrier = inside.iter().any(|&block| {
             function.blocks[block].instructions.iter().any(|instruction| match instruction.class.opcode {
                 Op::ControlBarrier => true,
                 Op::FunctionCall => {
@@ -61,7 +69,11 @@ pub(super) fn guard(
         let asks = around.linked.function(if barrier { "link_group_poisoned" } else { "link_poisoned" })?;
         match exit_on_every_way(function, &graph, each) {
             Some(block) => guard_exit(code, function, &graph, each, block, asks),
-            None => guard_back_edge(code, function, &graph, each, asks)?,
+            None => {
+                let way = BackEdge { graph: &graph, of: each, inside: &inside, asks };
+                let users = users.get_or_insert_with(|| Users::of(function));
+                guard_back_edge(code, function, &way, users, &mut zeros)?;
+            }
         }
     }
     Ok(())
@@ -136,32 +148,41 @@ fn guard_exit(code: &mut Code, function: &mut Function, graph: &Graph, of: Loop,
     instructions.splice(at..at, added);
 }
 
+/// A loop that gets its way out where it goes back.
+struct BackEdge<'a> {
+    graph: &'a Graph,
+    of: Loop,
+    inside: &'a [usize],
+    /// The function of the library that says whether to leave.
+    asks: Word,
+}
+
 fn guard_back_edge(
     code: &mut Code,
     function: &mut Function,
-    graph: &Graph,
-    of: Loop,
-    asks: Word,
+    way: &BackEdge<'_>,
+    users: &mut Users,
+    zeros: &mut Zeros,
 ) -> Result<(), RewriteError> {
+    let of = way.of;
     let label = |function: &Function, block: usize| function.blocks[block].label_id().unwrap_or_default();
     let (header, merge, back) = (label(function, of.header), label(function, of.merge), label(function, of.back));
     let Some(branch) = function.blocks[of.back].instructions.last() else { return Ok(()) };
     if branch.class.opcode != Op::Branch {
         return Err(code.unsupported(branch, "its loop has no exit that a poisoned invocation could take"));
     }
-    close_values(code, function, graph, of)?;
+    close_values(code, function, way, users)?;
     let return_type = function.def.as_ref().and_then(|def| def.result_type);
     let blocks = &mut function.blocks;
     // The new way out brings zeros along.
-    let mut zeros = Zeros::new(code);
+    let mut before_branch = Vec::new();
     for phi in &mut blocks[of.merge].instructions {
         if phi.class.opcode == Op::Phi && !phi.operands.contains(&Operand::IdRef(back)) {
             let ty = phi.result_type.unwrap_or_default();
-            let zero = zeros.of(ty).ok_or_else(|| zeros.code.unsupported(phi, NO_ZERO))?;
+            let zero = zeros.of(code, ty, &mut before_branch).ok_or_else(|| code.unsupported(phi, NO_ZERO))?;
             phi.operands.extend([Operand::IdRef(zero), Operand::IdRef(back)]);
         }
     }
-    let before_branch = zeros.made;
     // A merge block that nothing led to may claim to be unreachable.
     if let (Some(end), Some(ty)) =
         (blocks[of.merge].instructions.pop_if(|end| end.class.opcode == Op::Unreachable), return_type)
@@ -169,15 +190,14 @@ fn guard_back_edge(
         if code.global(ty).is_some_and(|ty| ty.class.opcode == Op::TypeVoid) {
             blocks[of.merge].instructions.push(Instruction::new(Op::Return, None, None, vec![]));
         } else {
-            let mut zeros = Zeros::new(code);
-            let zero = zeros.of(ty).ok_or_else(|| zeros.code.unsupported(&end, NO_ZERO))?;
-            let made = zeros.made;
+            let mut made = Vec::new();
+            let zero = zeros.of(code, ty, &mut made).ok_or_else(|| code.unsupported(&end, NO_ZERO))?;
             blocks[of.merge].instructions.extend(made);
             let end = Instruction::new(Op::ReturnValue, None, None, vec![Operand::IdRef(zero)]);
             blocks[of.merge].instructions.push(end);
         }
     }
-    let (poisoned, call) = ask(code, asks);
+    let (poisoned, call) = ask(code, way.asks);
     let instructions = &mut blocks[of.back].instructions;
     instructions.pop();
     let at = tail_of_open(instructions);
@@ -196,56 +216,63 @@ fn tail_of_open(instructions: &[Instruction]) -> usize {
     instructions.len() - usize::from(merge)
 }
 
-/// The zeros that are made for poisoned invocations. Most types have a null constant; pointers to physical storage
+/// The zeros that are made for a function's poisoned invocations. Most types have a null constant; pointers to physical storage
 /// have none (SPIR-V, `OpConstantNull`), and neither does what holds such pointers: there a zero is computed.
-struct Zeros<'a> {
-    code: &'a mut Code,
-    /// The instructions that compute them.
-    made: Vec<Instruction>,
+#[derive(Default)]
+struct Zeros {
+    /// Whether types have a null constant, as far as it was asked.
+    has_null: HashMap<Word, bool>,
+    /// Values that zeros were put together from, in all.
+    parts: usize,
 }
 
-impl<'a> Zeros<'a> {
-    /// Most values that one zero is put together from.
-    const PARTS: usize = 1024;
+impl Zeros {
+    /// Most values that a function's zeros are put together from.
+    const PARTS: usize = 1 << 14;
 
-    fn new(code: &'a mut Code) -> Self {
-        Self { code, made: Vec::new() }
+    /// A zero of this type; what computes it is added to `made`.
+    fn of(&mut self, code: &mut Code, ty: Word, made: &mut Vec<Instruction>) -> Option<Word> {
+        self.part(code, ty, made, &mut HashMap::new())
     }
 
-    fn of(&mut self, ty: Word) -> Option<Word> {
-        if has_null(self.code, ty) {
-            return Some(self.code.null(ty));
+    /// As [`of`](Self::of); `same` are the zeros that were made for it already.
+    fn part(
+        &mut self,
+        code: &mut Code,
+        ty: Word,
+        made: &mut Vec<Instruction>,
+        same: &mut HashMap<Word, Word>,
+    ) -> Option<Word> {
+        if has_null(code, ty, &mut self.has_null) {
+            return Some(code.null(ty));
         }
-        let declared = self.code.global(ty)?;
-        let operands: Vec<Operand> = match declared.class.opcode {
-            Op::TypePointer if is_physical(declared) => {
-                let zero = self.code.long(0);
-                return Some(self.make(Op::ConvertUToPtr, ty, vec![Operand::IdRef(zero)]));
-            }
-            Op::TypeStruct => declared.operands.clone(),
-            Op::TypeArray => {
-                let length = self.code.constant_value(declared.operands.get(1)?.id_ref_any()?)? as usize;
-                if length > Self::PARTS {
+        if let Some(&zero) = same.get(&ty) {
+            return Some(zero);
+        }
+        let declared = code.global(ty)?;
+        let (opcode, operands) = match declared.class.opcode {
+            Op::TypePointer if is_physical(declared) => (Op::ConvertUToPtr, vec![Operand::IdRef(code.long(0))]),
+            Op::TypeStruct | Op::TypeArray => {
+                let types: Vec<Word> = match declared.class.opcode {
+                    Op::TypeStruct => declared.operands.iter().map(Operand::id_ref_any).collect::<Option<_>>()?,
+                    _ => {
+                        let length = code.constant_value(declared.operands.get(1)?.id_ref_any()?)? as usize;
+                        vec![declared.operands[0].id_ref_any()?; length.min(Self::PARTS + 1)]
+                    }
+                };
+                self.parts += types.len();
+                if self.parts > Self::PARTS {
                     return None;
                 }
-                vec![declared.operands[0].clone(); length]
+                let parts = types.into_iter().map(|ty| self.part(code, ty, made, same).map(Operand::IdRef));
+                (Op::CompositeConstruct, parts.collect::<Option<_>>()?)
             }
             _ => return None,
         };
-        let types: Vec<Word> = operands.iter().map(Operand::id_ref_any).collect::<Option<_>>()?;
-        let mut parts: Vec<Operand> = Vec::with_capacity(types.len());
-        for (at, &ty) in types.iter().enumerate() {
-            // The elements of an array are all the same zero.
-            let same = at.checked_sub(1).filter(|&before| types[before] == ty).map(|before| parts[before].clone());
-            parts.push(same.map_or_else(|| self.of(ty).map(Operand::IdRef), Some)?);
-        }
-        Some(self.make(Op::CompositeConstruct, ty, parts))
-    }
-
-    fn make(&mut self, opcode: Op, ty: Word, operands: Vec<Operand>) -> Word {
-        let value = self.code.fresh_value(ty);
-        self.made.push(Instruction::new(opcode, Some(ty), Some(value), operands));
-        value
+        let value = code.fresh_value(ty);
+        made.push(Instruction::new(opcode, Some(ty), Some(value), operands));
+        same.insert(ty, value);
+        Some(value)
     }
 }
 
@@ -253,49 +280,86 @@ fn is_physical(pointer: &Instruction) -> bool {
     pointer.operands.first() == Some(&Operand::StorageClass(StorageClass::PhysicalStorageBuffer))
 }
 
-/// Whether a type has a null constant.
-fn has_null(code: &Code, ty: Word) -> bool {
+/// Whether a type has a null constant. Types are as deep as [`read`](crate::kernel::read) lets them be, and made of earlier ones.
+fn has_null(code: &Code, ty: Word, known: &mut HashMap<Word, bool>) -> bool {
+    if let Some(&known) = known.get(&ty) {
+        return known;
+    }
     let Some(declared) = code.global(ty) else { return false };
-    let has = |operand: &Operand| operand.id_ref_any().is_some_and(|ty| has_null(code, ty));
-    match declared.class.opcode {
+    let mut has = |operand: &Operand| operand.id_ref_any().is_some_and(|ty| has_null(code, ty, known));
+    let found = match declared.class.opcode {
         Op::TypeBool | Op::TypeInt | Op::TypeFloat | Op::TypeVector | Op::TypeMatrix => true,
         Op::TypeArray => declared.operands.first().is_some_and(has),
-        Op::TypeStruct => declared.operands.iter().all(has),
+        Op::TypeStruct => declared.operands.iter().all(|member| has(member)),
         _ => false,
-    }
+    };
+    known.insert(ty, found);
+    found
 }
 
 /// Whether values of a type can be passed through a phi: not so pointers to variables, images and the like.
-fn is_data(code: &Code, ty: Word) -> bool {
+fn is_data(code: &Code, ty: Word, known: &mut HashMap<Word, bool>) -> bool {
+    if let Some(&known) = known.get(&ty) {
+        return known;
+    }
     let Some(declared) = code.global(ty) else { return false };
-    let is = |operand: &Operand| operand.id_ref_any().is_some_and(|ty| is_data(code, ty));
-    match declared.class.opcode {
+    let mut is = |operand: &Operand| operand.id_ref_any().is_some_and(|ty| is_data(code, ty, known));
+    let found = match declared.class.opcode {
+        Op::TypeBool | Op::TypeInt | Op::TypeFloat | Op::TypeVector | Op::TypeMatrix => true,
         Op::TypePointer => is_physical(declared),
         Op::TypeArray => declared.operands.first().is_some_and(is),
-        Op::TypeStruct => declared.operands.iter().all(is),
-        _ => has_null(code, ty),
+        Op::TypeStruct => declared.operands.iter().all(|member| is(member)),
+        _ => false,
+    };
+    known.insert(ty, found);
+    found
+}
+
+/// Which blocks of a function name an id; more than do, once uses were replaced.
+struct Users {
+    blocks: HashMap<Word, Vec<usize>>,
+    is_data: HashMap<Word, bool>,
+}
+
+impl Users {
+    fn of(function: &Function) -> Self {
+        let mut blocks: HashMap<Word, Vec<usize>> = HashMap::new();
+        for (at, block) in function.blocks.iter().enumerate() {
+            for id in block.instructions.iter().flat_map(|one| &one.operands).filter_map(Operand::id_ref_any) {
+                let users = blocks.entry(id).or_default();
+                if users.last() != Some(&at) {
+                    users.push(at);
+                }
+            }
+        }
+        Self { blocks, is_data: HashMap::new() }
     }
 }
 
 /// Values of the loop that the code after it uses, and that need not have been computed at the branch back, are
 /// passed out through phis in the merge block.
-fn close_values(code: &mut Code, function: &mut Function, graph: &Graph, of: Loop) -> Result<(), RewriteError> {
-    let inside: Vec<bool> = (0..function.blocks.len()).map(|block| graph.contains(of, block)).collect();
+fn close_values(
+    code: &mut Code,
+    function: &mut Function,
+    way: &BackEdge<'_>,
+    users: &mut Users,
+) -> Result<(), RewriteError> {
+    let (graph, of) = (way.graph, way.of);
     let mut may_miss = HashSet::new();
-    for (block, _) in inside.iter().enumerate().filter(|&(_, &inside)| inside) {
-        if !graph.dominates(block, of.back) {
-            may_miss.extend(function.blocks[block].instructions.iter().filter_map(|instruction| instruction.result_id));
-        }
+    for &block in way.inside.iter().filter(|&&block| !graph.dominates(block, of.back)) {
+        may_miss.extend(function.blocks[block].instructions.iter().filter_map(|instruction| instruction.result_id));
     }
+    let outside = may_miss.iter().filter_map(|id| users.blocks.get(id)).flatten().copied();
+    let outside: BTreeSet<usize> = outside.filter(|block| way.inside.binary_search(block).is_err()).collect();
     let mut exits: Vec<usize> = graph.predecessors[of.merge].clone();
     exits.sort_unstable();
     exits.dedup();
     let label = |block: usize| function.blocks[block].label_id().unwrap_or_default();
     let exits: Vec<Word> = exits.into_iter().map(label).collect();
-    let labels: HashSet<Word> = (0..inside.len()).filter(|&block| inside[block]).map(label).collect();
+    let labels: HashSet<Word> = way.inside.iter().map(|&block| label(block)).collect();
     let mut replaced: HashMap<Word, Word> = HashMap::new();
     let mut phis = Vec::new();
-    for (block, _) in inside.iter().enumerate().filter(|&(_, &inside)| !inside) {
+    for block in outside {
         for instruction in &mut function.blocks[block].instructions {
             let phi = instruction.class.opcode == Op::Phi;
             for at in 0..instruction.operands.len() {
@@ -309,8 +373,13 @@ fn close_values(code: &mut Code, function: &mut Function, graph: &Graph, of: Loo
                     Some(&new) => new,
                     None => {
                         let ty = code.type_of(id).unwrap_or_default();
-                        if !is_data(code, ty) {
+                        if !is_data(code, ty, &mut users.is_data) {
                             return Err(code.unsupported(instruction, NO_ZERO));
+                        }
+                        if (replaced.len() + 1).saturating_mul(exits.len()) > MAX_CLOSED {
+                            return Err(
+                                code.unsupported(instruction, "its loop has too many ways out for what it leaves")
+                            );
                         }
                         let new = code.fresh_value(ty);
                         let operands = exits.iter().flat_map(|&exit| [Operand::IdRef(id), Operand::IdRef(exit)]);
@@ -322,27 +391,36 @@ fn close_values(code: &mut Code, function: &mut Function, graph: &Graph, of: Loo
                 if let Some(id) = instruction.operands[at].id_ref_any_mut() {
                     *id = new;
                 }
+                users.blocks.entry(new).or_default().push(block);
             }
         }
+    }
+    for &id in replaced.keys() {
+        users.blocks.entry(id).or_default().push(of.merge);
     }
     function.blocks[of.merge].instructions.splice(0..0, phis);
     Ok(())
 }
 
-/// Whether the loop's exit compares a counter with a bound, and no memory decides bound and step.
-fn is_counted(code: &Code, function: &Function, graph: &Graph, of: Loop, around: &Surroundings<'_>) -> bool {
-    let Some(block) = exit_on_every_way(function, graph, of) else { return false };
-    let branch = function.blocks[block].instructions.last();
-    let Some(condition) = branch.and_then(|branch| branch.operands.first()).and_then(Operand::id_ref_any) else {
-        return false;
-    };
-    let definitions: HashMap<Word, &Instruction> = function
+/// Of each loop, whether its exit compares a counter with a bound, and no memory decides bound and step.
+fn counted(code: &Code, function: &Function, graph: &Graph, loops: &[Loop], around: &Surroundings<'_>) -> Vec<bool> {
+    let definitions = function
         .blocks
         .iter()
         .flat_map(|block| &block.instructions)
         .filter_map(|instruction| Some((instruction.result_id?, instruction)))
         .collect();
-    let Some(comparison) = definitions.get(&condition) else { return false };
+    let mut fixed = Fixed { code, definitions, around, known: HashMap::new() };
+    loops.iter().map(|&each| is_counted(function, graph, each, &mut fixed)).collect()
+}
+
+fn is_counted(function: &Function, graph: &Graph, of: Loop, fixed: &mut Fixed<'_>) -> bool {
+    let Some(block) = exit_on_every_way(function, graph, of) else { return false };
+    let branch = function.blocks[block].instructions.last();
+    let Some(condition) = branch.and_then(|branch| branch.operands.first()).and_then(Operand::id_ref_any) else {
+        return false;
+    };
+    let Some(&comparison) = fixed.definitions.get(&condition) else { return false };
     let ordered = matches!(
         comparison.class.opcode,
         Op::ULessThan
@@ -356,57 +434,69 @@ fn is_counted(code: &Code, function: &Function, graph: &Graph, of: Loop, around:
     );
     let [Operand::IdRef(left), Operand::IdRef(right)] = comparison.operands[..] else { return false };
     let header = &function.blocks[of.header].instructions;
-    let fixed = |id: Word| is_fixed(code, &definitions, around, id, MAX_STEPS);
-    let steps = |id: Word| {
+    let steps = |fixed: &mut Fixed<'_>, id: Word| {
         let phi = header.iter().find(|phi| phi.class.opcode == Op::Phi && phi.result_id == Some(id));
         phi.is_some_and(|phi| {
             phi.operands.chunks_exact(2).any(|pair| {
-                let next = pair[0].id_ref_any().and_then(|next| definitions.get(&next));
+                let next = pair[0].id_ref_any().and_then(|next| fixed.definitions.get(&next)).copied();
                 next.is_some_and(|next| {
                     matches!(next.class.opcode, Op::IAdd | Op::ISub)
                         && next.operands.iter().filter_map(Operand::id_ref_any).any(|operand| operand == id)
                         && next.operands.iter().filter_map(Operand::id_ref_any).any(|operand| {
-                            code.constant_value(operand).map_or_else(|| fixed(operand), |step| step != 0)
+                            let constant = fixed.code.constant_value(operand);
+                            constant.map_or_else(|| fixed.is(operand, MAX_STEPS), |step| step != 0)
                         })
                 })
             })
         })
     };
-    ordered && ((steps(left) && fixed(right)) || (steps(right) && fixed(left)))
+    ordered
+        && ((steps(fixed, left) && fixed.is(right, MAX_STEPS)) || (steps(fixed, right) && fixed.is(left, MAX_STEPS)))
 }
 
-/// Whether a value follows from constants, push constants and built-ins alone.
-fn is_fixed(
-    code: &Code,
-    definitions: &HashMap<Word, &Instruction>,
-    around: &Surroundings<'_>,
-    id: Word,
-    steps: u32,
-) -> bool {
-    if let Some(global) = code.global(id) {
-        return global.class.opcode.is_constant() || around.fixed.contains(&id);
-    }
-    let (Some(steps), Some(definition)) = (steps.checked_sub(1), definitions.get(&id)) else { return false };
-    let mut operands = definition.operands.iter().filter_map(Operand::id_ref_any);
-    match definition.class.opcode {
-        Op::Load => operands.next().is_some_and(|pointer| {
-            code.physical(pointer).is_none() && is_fixed(code, definitions, around, pointer, steps)
-        }),
-        Op::AccessChain
-        | Op::InBoundsAccessChain
-        | Op::CompositeExtract
-        | Op::IAdd
-        | Op::ISub
-        | Op::IMul
-        | Op::UDiv
-        | Op::ShiftRightLogical
-        | Op::ShiftLeftLogical
-        | Op::BitwiseAnd
-        | Op::UConvert
-        | Op::SConvert
-        | Op::Bitcast
-        | Op::CopyObject
-        | Op::CompositeConstruct => operands.all(|operand| is_fixed(code, definitions, around, operand, steps)),
-        _ => false,
+/// Which values follow from constants, push constants and built-ins alone.
+struct Fixed<'a> {
+    code: &'a Code,
+    definitions: HashMap<Word, &'a Instruction>,
+    around: &'a Surroundings<'a>,
+    /// What was found out; false also of what was followed for too long.
+    known: HashMap<Word, bool>,
+}
+
+impl Fixed<'_> {
+    fn is(&mut self, id: Word, steps: u32) -> bool {
+        if let Some(global) = self.code.global(id) {
+            return global.class.opcode.is_constant() || self.around.fixed.contains(&id);
+        }
+        if let Some(&known) = self.known.get(&id) {
+            return known;
+        }
+        let (Some(steps), Some(&definition)) = (steps.checked_sub(1), self.definitions.get(&id)) else { return false };
+        // Also for what leads back to itself.
+        self.known.insert(id, false);
+        let mut operands = definition.operands.iter().filter_map(Operand::id_ref_any);
+        let found = match definition.class.opcode {
+            Op::Load => {
+                operands.next().is_some_and(|pointer| self.code.physical(pointer).is_none() && self.is(pointer, steps))
+            }
+            Op::AccessChain
+            | Op::InBoundsAccessChain
+            | Op::CompositeExtract
+            | Op::IAdd
+            | Op::ISub
+            | Op::IMul
+            | Op::UDiv
+            | Op::ShiftRightLogical
+            | Op::ShiftLeftLogical
+            | Op::BitwiseAnd
+            | Op::UConvert
+            | Op::SConvert
+            | Op::Bitcast
+            | Op::CopyObject
+            | Op::CompositeConstruct => operands.all(|operand| self.is(operand, steps)),
+            _ => false,
+        };
+        self.known.insert(id, found);
+        found
     }
 }

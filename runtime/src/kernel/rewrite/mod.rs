@@ -114,7 +114,7 @@ pub fn rewrite_within(spirv: &[u8], push_bytes: usize) -> Result<Rewritten, Rewr
     let with_barriers = barriers::functions_with_barriers(&code);
     let runs = Runs::find(&code, &layouts, push_bytes);
 
-    let replaced = entry::find_built_ins(&code);
+    let replaced = entry::find_built_ins(&code)?;
     let size = entry::workgroup_size(&mut code, function)?;
     stats.replay = replay::classify(&code, function, size);
     let linked = link::link(&mut code, size)?;

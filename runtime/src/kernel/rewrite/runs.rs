@@ -100,6 +100,7 @@ impl Runs {
         // What was asked in a cycle of phis may have been given up too early: asked again, it is known.
         for _ in 0..2 {
             origins.known.retain(|_, origin| origin.is_some());
+            origins.places.retain(|_, origin| origin.is_some());
             for &(pointer, _) in &accesses {
                 origins.of(pointer, MAX_STEPS);
             }
@@ -213,6 +214,8 @@ pub(super) struct Origins<'a> {
     shared: HashSet<Word>,
     /// Offsets of arguments, as far as they were asked for; none also while it is looked for.
     known: HashMap<Word, Option<u32>>,
+    /// Likewise, of what is stored to variables and passed to parameters.
+    places: HashMap<Word, Option<u32>>,
 }
 
 impl<'a> Origins<'a> {
@@ -250,7 +253,17 @@ impl<'a> Origins<'a> {
                 _ => {}
             }
         }
-        Self { code, layouts, push, definitions, parameters, stored, shared, known: HashMap::new() }
+        Self {
+            code,
+            layouts,
+            push,
+            definitions,
+            parameters,
+            stored,
+            shared,
+            known: HashMap::new(),
+            places: HashMap::new(),
+        }
     }
 
     /// The argument that a pointer comes from by arithmetic alone, along every way that leads to it.
@@ -349,23 +362,31 @@ impl<'a> Origins<'a> {
                 let values = definition.operands.iter().step_by(2).filter_map(Operand::id_ref_any);
                 values.into_iter().find_map(|value| self.of(value, steps))
             }
-            Op::FunctionParameter => self.stored_to(id, steps),
+            Op::FunctionParameter => self.of_place(id, steps),
             Op::Load => {
                 let pointer = operand(0)?;
                 let class = self.code.type_of(pointer).and_then(|ty| self.code.pointee(ty)).map(|(class, _)| class)?;
                 match class {
                     StorageClass::PushConstant => self.argument(pointer),
                     StorageClass::PhysicalStorageBuffer => self.of(pointer, steps),
-                    _ => self.stored_to(pointer, steps),
+                    _ => self.of_place(pointer, steps),
                 }
             }
             _ => None,
         }
     }
 
-    fn stored_to(&mut self, place: Word, steps: u32) -> Option<u32> {
+    /// As [`of`](Self::of), of what is stored to a place.
+    fn of_place(&mut self, place: Word, steps: u32) -> Option<u32> {
+        if let Some(&known) = self.places.get(&place) {
+            return known;
+        }
+        let steps = steps.checked_sub(1)?;
+        self.places.insert(place, None);
         let values = self.stored.get(&place).cloned().unwrap_or_default();
-        values.into_iter().find_map(|value| self.of(value, steps))
+        let found = values.into_iter().find_map(|value| self.of(value, steps));
+        self.places.insert(place, found);
+        found
     }
 
     /// The offset of a member of the push constants.
