@@ -94,7 +94,7 @@ fn ten_megabytes_of_noise_are_refused() {
 #[test]
 fn modules_that_are_large_in_one_way_take_time_and_memory_in_proportion() {
     for (name, make) in large::KINDS {
-        for size in [30, 300, 3000, 10_000] {
+        for size in [300, 4000] {
             let module = make(size);
             let (taken, used) = within_bounds(&format!("{name}-{size}"), &module);
             let (bytes, memory) = (module.len(), used.bytes >> 10);

@@ -28,6 +28,8 @@ const PAGE: u64 = crate::addr::PAGE_SIZE as u64;
 const BOUNCE_ALIGN: u32 = 16;
 /// Most scalars that one instruction is taken apart into.
 const MAX_PARTS: u32 = 1024;
+/// And all of a module's together: its size would no longer say how long rewriting it takes.
+const MAX_ALL_PARTS: u32 = 1 << 15;
 
 /// Memory operands of a load or store.
 #[derive(Clone, Debug)]
@@ -572,6 +574,12 @@ impl Translator<'_> {
         self.parts = self.parts.saturating_add(parts.len() as u32);
         if self.parts > MAX_PARTS {
             let reason = format!("it accesses more than {MAX_PARTS} members at once; access them in a loop");
+            return Err(self.code.unsupported(origin, reason));
+        }
+        self.code.parts = self.code.parts.saturating_add(parts.len() as u32);
+        if self.code.parts > MAX_ALL_PARTS {
+            let reason =
+                format!("the module accesses more than {MAX_ALL_PARTS} members so; use words, aligned to four");
             return Err(self.code.unsupported(origin, reason));
         }
         let (class, _) = self.code.pointee(place.ty).ok_or_else(|| unknown(self.code))?;

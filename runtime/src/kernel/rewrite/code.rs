@@ -9,6 +9,11 @@ use rspirv::dr::{Instruction, Module, Operand};
 use rspirv::spirv::{BuiltIn, Decoration, Op, StorageClass, Word};
 use std::collections::HashMap;
 
+/// Most operands of an instruction that a message shows.
+const MOST_SHOWN: usize = 16;
+/// Most letters of a name that a message shows.
+const LONGEST_NAME: usize = 60;
+
 /// A module with an index over its ids.
 pub(super) struct Code {
     pub(super) module: Module,
@@ -20,6 +25,8 @@ pub(super) struct Code {
     interned: HashMap<(Op, Option<Word>, Vec<Operand>), Word>,
     /// Structures around matrices.
     matrix_holders: HashMap<(Word, MatrixLayout), Word>,
+    /// Members that instructions were taken apart into so far.
+    pub(super) parts: u32,
 }
 
 impl Code {
@@ -31,6 +38,7 @@ impl Code {
             globals: vec![0; bound],
             interned: HashMap::new(),
             matrix_holders: HashMap::new(),
+            parts: 0,
         };
         for instruction in module.all_inst_iter() {
             code.note(instruction);
@@ -231,15 +239,21 @@ impl Code {
                 }
                 _ => None,
             });
-            given.map_or_else(|| format!("%{id}"), |text| format!("%{text}"))
+            given.map_or_else(
+                || format!("%{id}"),
+                |text| format!("%{}", text.chars().take(LONGEST_NAME).collect::<String>()),
+            )
         };
         let mut text = instruction.result_id.map_or_else(String::new, |id| format!("{} = ", name(id)));
         text += &format!("Op{}", instruction.class.opname);
-        for operand in &instruction.operands {
+        for operand in instruction.operands.iter().take(MOST_SHOWN) {
             match operand.id_ref_any() {
                 Some(id) => text += &format!(" {}", name(id)),
                 None => text += &format!(" {operand}"),
             }
+        }
+        if instruction.operands.len() > MOST_SHOWN {
+            text += " …";
         }
         text
     }

@@ -9,6 +9,9 @@ use std::collections::HashMap;
 /// Structures nested deeper than this are not looked into.
 const MAX_DEPTH: u32 = 32;
 
+/// Bytes by type, and by how matrices in it lie.
+type Sizes = HashMap<(Word, Option<MatrixLayout>), Option<u64>>;
+
 /// The decorations that lay types out.
 #[derive(Default)]
 pub(super) struct Layouts {
@@ -17,7 +20,7 @@ pub(super) struct Layouts {
     matrix_strides: HashMap<(Word, u32), u32>,
     row_major: HashMap<(Word, u32), bool>,
     /// What was worked out already: types may be made of the same ones many times over.
-    sizes: RefCell<HashMap<(Word, Option<MatrixLayout>), Option<u64>>>,
+    sizes: RefCell<Sizes>,
     scalars: RefCell<HashMap<Word, Option<u32>>>,
 }
 

@@ -286,11 +286,11 @@ fn has_null(code: &Code, ty: Word, known: &mut HashMap<Word, bool>) -> bool {
         return known;
     }
     let Some(declared) = code.global(ty) else { return false };
-    let mut has = |operand: &Operand| operand.id_ref_any().is_some_and(|ty| has_null(code, ty, known));
+    let has = |operand: &Operand| operand.id_ref_any().is_some_and(|ty| has_null(code, ty, known));
     let found = match declared.class.opcode {
         Op::TypeBool | Op::TypeInt | Op::TypeFloat | Op::TypeVector | Op::TypeMatrix => true,
         Op::TypeArray => declared.operands.first().is_some_and(has),
-        Op::TypeStruct => declared.operands.iter().all(|member| has(member)),
+        Op::TypeStruct => declared.operands.iter().all(has),
         _ => false,
     };
     known.insert(ty, found);
@@ -303,12 +303,12 @@ fn is_data(code: &Code, ty: Word, known: &mut HashMap<Word, bool>) -> bool {
         return known;
     }
     let Some(declared) = code.global(ty) else { return false };
-    let mut is = |operand: &Operand| operand.id_ref_any().is_some_and(|ty| is_data(code, ty, known));
+    let is = |operand: &Operand| operand.id_ref_any().is_some_and(|ty| is_data(code, ty, known));
     let found = match declared.class.opcode {
         Op::TypeBool | Op::TypeInt | Op::TypeFloat | Op::TypeVector | Op::TypeMatrix => true,
         Op::TypePointer => is_physical(declared),
         Op::TypeArray => declared.operands.first().is_some_and(is),
-        Op::TypeStruct => declared.operands.iter().all(|member| is(member)),
+        Op::TypeStruct => declared.operands.iter().all(is),
         _ => false,
     };
     known.insert(ty, found);
