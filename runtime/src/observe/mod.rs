@@ -103,6 +103,8 @@ counters! {
     copy_nanos,
     /// Times that running kernels had to let go of translations.
     shootdowns,
+    /// Epoch changes that this took: fewer, where several shared one.
+    epochs,
     /// Nanoseconds of waiting for it.
     shootdown_nanos,
 }

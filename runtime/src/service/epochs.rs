@@ -28,6 +28,17 @@ use std::time::{Duration, Instant};
 /// Spins before a waiting shootdown asks whether the dispatch has ended.
 const SPINS: u32 = 2_000;
 
+/// What a shootdown waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// No kernel runs.
+    None,
+    /// A grace period that it ran.
+    Ran,
+    /// One that another ran.
+    Shared,
+}
+
 /// A device's control block with what lies behind it, and the epochs kept in it.
 pub struct Epochs {
     control: Arc<dyn SharedMemory>,
@@ -83,15 +94,15 @@ impl Epochs {
         self.running.load(Ordering::SeqCst)
     }
 
-    /// Waits until no running kernel uses what was cleared before the call. False if none runs.
-    pub(super) fn shootdown(&self, device: &dyn Device) -> bool {
+    /// Waits until no running kernel uses what was cleared before the call.
+    pub(super) fn shootdown(&self, device: &dyn Device) -> Wait {
         fence(Ordering::SeqCst);
         if !self.running.load(Ordering::SeqCst) {
-            return false;
+            return Wait::None;
         }
         let start = Instant::now();
         let mut spins = 0;
-        self.grace.wait(self, || {
+        let ran = self.grace.wait(self, || {
             spins += 1;
             if spins < SPINS {
                 std::hint::spin_loop();
@@ -104,7 +115,7 @@ impl Epochs {
             // A device that fails runs nothing any more.
             matches!(device.ended(patience), Ok(false))
         });
-        true
+        if ran { Wait::Ran } else { Wait::Shared }
     }
 }
 

@@ -5,7 +5,10 @@
 //! copies home what is dirty, and reuses the frame: loom reports a unit that accesses the frame at the same time, and the model asserts that
 //! no store is lost. Each model is run as it is, and once for each rule that is broken ([`Rule`]), when it must fail.
 
+use super::flying::Flying;
 use super::grace::{EpochWords, GracePeriods};
+use crate::addr::{PageIndex, PageRange};
+use crate::sync::Mutex;
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
@@ -25,6 +28,8 @@ enum Rule {
     TranslateAgain,
     /// A unit's stores are available before it leaves.
     StoresBeforeLeaving,
+    /// An invalidation waits for another of the same page that holds no lock while it waits for units.
+    WaitForOthers,
 }
 
 const VALID: u32 = 1;
@@ -36,24 +41,34 @@ struct Machine {
     epoch: AtomicU32,
     counts: [AtomicU32; 2],
     grace: GracePeriods,
+    update: Mutex<()>,
+    flying: Flying,
     pages: [Page; 2],
 }
 
 struct Page {
     entry: AtomicU32,
     frame: UnsafeCell<u32>,
+    home: UnsafeCell<u32>,
     /// What units have stored in all.
     stored: AtomicUsize,
 }
 
 impl Machine {
     fn new(broken: Option<Rule>) -> Arc<Self> {
-        let page = || Page { entry: AtomicU32::new(VALID), frame: UnsafeCell::new(0), stored: AtomicUsize::new(0) };
+        let page = || Page {
+            entry: AtomicU32::new(VALID),
+            frame: UnsafeCell::new(0),
+            home: UnsafeCell::new(0),
+            stored: AtomicUsize::new(0),
+        };
         Arc::new(Self {
             broken,
             epoch: AtomicU32::new(1),
             counts: [AtomicU32::new(0), AtomicU32::new(0)],
             grace: GracePeriods::new(),
+            update: Mutex::new(()),
+            flying: Flying::new(),
             pages: [page(), page()],
         })
     }
@@ -166,6 +181,42 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// An invalidation, as `DeviceMirror::invalidate` makes it while a unit runs; what is home once it returns.
+    fn invalidate(&self, index: u32) -> u32 {
+        let range = PageRange::single(PageIndex(index));
+        let page = &self.pages[index as usize];
+        let lock = loop {
+            let lock = self.update.lock();
+            if !self.keeps(Rule::WaitForOthers) || !self.flying.overlaps(range) {
+                break lock;
+            }
+            drop(lock);
+            self.flying.wait_for(range);
+        };
+        let mut taken = page.entry.fetch_and(!(VALID | DIRTY), Ordering::AcqRel);
+        if taken & VALID != 0 {
+            let flight = self.flying.begin(range);
+            drop(lock);
+            self.grace.wait(self, || {
+                thread::yield_now();
+                true
+            });
+            let _lock = self.update.lock();
+            taken |= page.entry.fetch_and(!DIRTY, Ordering::AcqRel) & DIRTY;
+            if taken & DIRTY != 0 {
+                // SAFETY: loom checks that no unit stores meanwhile, and that nobody reads what is home.
+                page.home.with_mut(|home| page.frame.with(|frame| unsafe { *home = *frame }));
+            }
+            drop(flight);
+        } else {
+            drop(lock);
+        }
+        // SAFETY: loom checks that nobody writes it meanwhile.
+        page.home.with(|home| unsafe { *home })
+    }
+}
+
 impl EpochWords for Machine {
     fn advance(&self) -> u32 {
         self.epoch.fetch_add(1, Ordering::AcqRel)
@@ -236,6 +287,25 @@ fn loom_the_same_page_is_taken_twice_from_a_unit_that_goes_on() {
         };
         // A unit that read the epoch before the first and added itself after it is counted where the second does not look.
         let home = machine.take_away(1) + machine.take_away(0);
+        unit.join().unwrap();
+        assert_eq!(home as usize, machine.pages[0].stored.load(Ordering::Relaxed), "stores were lost");
+    });
+}
+
+#[test]
+fn loom_who_finds_a_page_taken_finds_it_home() {
+    check("two invalidations", 2, &[Rule::WaitForOthers], |broken| {
+        let machine = Machine::new(broken);
+        let unit = {
+            let machine = machine.clone();
+            thread::spawn(move || machine.unit(0))
+        };
+        let other = {
+            let machine = machine.clone();
+            thread::spawn(move || machine.invalidate(0))
+        };
+        let home = machine.invalidate(0);
+        assert_eq!(other.join().unwrap(), home, "what is home changes after the page was taken");
         unit.join().unwrap();
         assert_eq!(home as usize, machine.pages[0].stored.load(Ordering::Relaxed), "stores were lost");
     });

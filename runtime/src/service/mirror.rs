@@ -6,12 +6,14 @@
 //!   shootdown is simply taking the gate: no invocation runs, none can use an entry that is taken, and none can set an
 //!   accessed or dirty bit after it was collected (I8).
 //! - In live mode the gate is open while a dispatch is in flight, and a shootdown waits until the epoch has changed for every unit
-//!   that runs (`epochs.rs`); what kernels set meanwhile is collected after it.
+//!   that runs (`epochs.rs`); what kernels set meanwhile is collected after it. An invalidation holds neither gate nor update lock
+//!   while it waits (`flying.rs`), so that several share a grace period.
 //! - The *update lock* guards page table and frame pool. An entry's frame and permission change only under it, by someone who
 //!   also holds the page's lock; callbacks run for someone who holds it.
 
 use super::budget::Budget;
-use super::epochs::Epochs;
+use super::epochs::{Epochs, Wait};
+use super::flying::{Flight, Flying};
 use super::guesses::Guesses;
 use super::windows::Windows;
 use crate::addr::{Access, DeviceAddress, FrameIndex, PAGE_SHIFT, PAGE_SIZE, PageIndex, PageRange};
@@ -61,6 +63,7 @@ pub struct DeviceMirror {
     zeros: Box<dyn SharedMemory>,
     pub(super) guesses: Guesses,
     pub(super) epochs: Epochs,
+    flying: Flying,
 }
 
 /// Where a device finds a page.
@@ -113,6 +116,7 @@ impl DeviceMirror {
             zeros,
             guesses: Guesses::default(),
             epochs,
+            flying: Flying::new(),
         })
     }
 
@@ -324,6 +328,13 @@ impl DeviceMirror {
 
     /// As [`take_away`](Self::take_away), for pages of the table anywhere. Ascending ones are copied together.
     pub(super) fn take_pages(&self, state: &mut MirrorState, pages: impl Iterator<Item = PageIndex>, bring_home: bool) {
+        let lists = self.begin_taking(state, pages);
+        self.shootdown(&lists);
+        self.end_taking(state, lists, bring_home);
+    }
+
+    /// The first half of [`take_pages`](Self::take_pages): no kernel finds a translation from here on, but some may be using one.
+    fn begin_taking(&self, state: &mut MirrorState, pages: impl Iterator<Item = PageIndex>) -> Lists {
         let mut lists = std::mem::take(&mut state.lists);
         lists.clear();
         for page in pages {
@@ -336,9 +347,11 @@ impl DeviceMirror {
             }
             lists.taken.push((page, state.table.take(page)));
         }
-        if !lists.taken.is_empty() {
-            self.shootdown();
-        }
+        lists
+    }
+
+    /// The other half, after the shootdown: what was dirty comes home, frames are given back.
+    fn end_taking(&self, state: &mut MirrorState, mut lists: Lists, bring_home: bool) {
         for &(page, entry) in &lists.taken {
             // Set by kernels between the taking and the end of the shootdown (I8).
             let late = state.table.clear_flags(page, pte::ACCESSED | pte::DIRTY) & (pte::ACCESSED | pte::DIRTY);
@@ -361,24 +374,29 @@ impl DeviceMirror {
         state.lists = lists;
     }
 
-    /// Makes this device's translations of `range` read-only and brings home what is dirty; frames stay. Locks as for
-    /// `take_away`.
-    fn downgrade(&self, state: &mut MirrorState, range: PageRange) {
+    /// Makes this device's translations of `range` read-only; frames stay. What is dirty stays so until
+    /// [`end_downgrade`](Self::end_downgrade). Locks as for `take_away`.
+    fn begin_downgrade(&self, state: &mut MirrorState, range: PageRange) -> Lists {
         let mut lists = std::mem::take(&mut state.lists);
         lists.clear();
         for page in state.table.clip(range).iter() {
-            if state.table.load(page) & pte::WRITABLE == 0 {
+            if state.table.load(page) & pte::WRITABLE != 0 {
+                lists.taken.push((page, state.table.clear_flags(page, pte::WRITABLE)));
+            }
+        }
+        lists
+    }
+
+    /// The other half, after the shootdown: what is dirty comes home. Who took a page away in between has done that.
+    fn end_downgrade(&self, state: &mut MirrorState, mut lists: Lists) {
+        for &(page, before) in &lists.taken {
+            let entry = state.table.load(page);
+            if entry & pte::VALID == 0 || frame_of(entry) != frame_of(before) {
                 continue;
             }
-            lists.taken.push((page, state.table.clear_flags(page, pte::WRITABLE | pte::DIRTY | pte::ACCESSED)));
-        }
-        if !lists.taken.is_empty() {
-            self.shootdown();
-        }
-        for &(page, entry) in &lists.taken {
-            let late = state.table.clear_flags(page, pte::DIRTY) & pte::DIRTY;
-            self.collect(page, entry | late);
-            if comes_home(entry | late) {
+            let entry = state.table.clear_flags(page, pte::DIRTY | pte::ACCESSED);
+            self.collect(page, entry);
+            if comes_home(entry) {
                 lists.home.add_home(self, state, page, entry);
             }
         }
@@ -387,12 +405,46 @@ impl DeviceMirror {
     }
 
     /// Waits until no running kernel uses translations that were taken.
-    fn shootdown(&self) {
+    fn shootdown(&self, lists: &Lists) {
+        if lists.taken.is_empty() {
+            return;
+        }
         let start = Instant::now();
-        if self.epochs.shootdown(self.device.as_ref()) {
+        let wait = self.epochs.shootdown(self.device.as_ref());
+        if wait != Wait::None {
             Counters::add(&self.counters.shootdowns, 1);
+            Counters::add(&self.counters.epochs, u64::from(wait == Wait::Ran));
             Counters::add_time(&self.counters.shootdown_nanos, start.elapsed());
         }
+    }
+
+    /// Gate and update lock, once no other invalidation has taken, and not brought home, pages that overlap `pages`.
+    fn lock_for(&self, pages: PageRange) -> (GateGuard<'_>, RankedMutexGuard<'_, MirrorState>) {
+        loop {
+            let locks = (self.gate.lock(), self.update.lock());
+            if !self.flying.overlaps(pages) {
+                return locks;
+            }
+            drop(locks);
+            self.flying.wait_for(pages);
+        }
+    }
+
+    /// The locks, after a shootdown of what `lists` holds. While a kernel runs others may take pages away meanwhile, so that they share the
+    /// grace period; the gate stays open then.
+    fn shoot_down<'m>(
+        &'m self,
+        (gate, state): (GateGuard<'m>, RankedMutexGuard<'m, MirrorState>),
+        lists: &Lists,
+        pages: PageRange,
+    ) -> (Option<GateGuard<'m>>, RankedMutexGuard<'m, MirrorState>, Option<Flight<'m>>) {
+        if lists.taken.is_empty() || !self.epochs.running() {
+            return (Some(gate), state, None);
+        }
+        let flight = self.flying.begin(pages);
+        drop((state, gate));
+        self.shootdown(lists);
+        (None, self.update.lock(), Some(flight))
     }
 
     /// Carries accessed and dirty bits over to the page's record (I4).
@@ -476,23 +528,34 @@ impl DeviceMirror {
 
 impl MirrorOps for DeviceMirror {
     fn invalidate(&self, info: &InvalidateInfo) -> Result<(), WouldBlock> {
-        let (_gate, mut state) = match info.blocking {
-            Blocking::Yes => (self.gate.lock(), self.update.lock()),
+        let locks = match info.blocking {
+            Blocking::Yes => self.lock_for(info.pages),
             Blocking::No => (self.gate.try_lock().ok_or(WouldBlock)?, self.update.try_lock().ok_or(WouldBlock)?),
         };
-        if info.blocking == Blocking::No && self.epochs.running() {
+        if info.blocking == Blocking::No && (self.epochs.running() || self.flying.overlaps(info.pages)) {
             // A shootdown waits for kernels that run.
             return Err(WouldBlock);
         }
-        match let_go(info.event) {
-            LetGo::Downgrade => self.downgrade(&mut state, info.pages),
-            LetGo::BringHome => self.take_away(&mut state, info.pages, true),
-            LetGo::Drop => self.take_away(&mut state, info.pages, false),
+        let what = let_go(info.event);
+        let (gate, mut state) = locks;
+        let lists = match what {
+            LetGo::Downgrade => self.begin_downgrade(&mut state, info.pages),
+            LetGo::BringHome | LetGo::Drop => {
+                let pages = state.table.clip(info.pages).iter();
+                self.begin_taking(&mut state, pages)
+            }
+        };
+        // The flight ends first, the lock still held.
+        let (_gate, mut state, _flight) = self.shoot_down((gate, state), &lists, info.pages);
+        match what {
+            LetGo::Downgrade => self.end_downgrade(&mut state, lists),
+            LetGo::BringHome => self.end_taking(&mut state, lists, true),
+            LetGo::Drop => self.end_taking(&mut state, lists, false),
         }
         if info.event == Event::Unmap {
             state.frames.forget(info.pages);
         }
-        if let_go(info.event) == LetGo::Drop {
+        if what == LetGo::Drop {
             self.forget_home(&mut state, info.pages);
         }
         Ok(())

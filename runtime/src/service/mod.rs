@@ -13,6 +13,7 @@ mod contents;
 mod epochs;
 mod evict;
 mod fault;
+mod flying;
 mod grace;
 mod guesses;
 mod hold;

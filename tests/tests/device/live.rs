@@ -2,11 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use vksvm::addr::{PageRange, VirtAddr};
 use vksvm::device::vulkan::{CopyPath, VulkanDevice, VulkanOptions};
 use vksvm::device::{Device, DeviceError, DeviceInfo, Dispatch, LiveUnit, PageCopy, SharedMemory, SharedUse, Slab};
+use vksvm::hmm::{Blocking, Event};
 use vksvm::kernel::KernelModule;
-use vksvm::{FaultMode, LaunchError, ThrashOptions, ThrashPolicy};
+use vksvm::{FaultMode, LaunchError, Stats, ThrashOptions, ThrashPolicy};
 use vksvm_tests::{Fixture, spirv, with};
 
 fn live_with(policy: ThrashPolicy, copies: CopyPath) -> Fixture {
@@ -89,6 +91,66 @@ fn keep_taking_back(copies: CopyPath, rounds: usize) {
     }
     assert_eq!(data.iter().map(|page| page[1023]).sum::<u32>(), taken);
     assert!(svm.stats().shootdowns as usize > rounds / 15, "{}", svm.stats());
+}
+
+/// Invalidations wait for a running kernel without a lock, so that several wait for the same epoch. Some come from CPU stores, which
+/// hold page locks, some from outside, which do not.
+#[test]
+fn shootdowns_of_several_threads_share_epochs_and_lose_no_store() {
+    let svm = live_with(ThrashPolicy::Off, CopyPath::Auto);
+    let heap = svm.heap();
+    let (pages, groups, threads) = (8usize, 2u32, 6usize);
+    let mut data = heap.vec_zeroed::<[u32; 1024]>(pages).unwrap();
+    let mut stop = heap.vec_from_slice(&[0u32]).unwrap();
+    let mut turns = heap.vec_zeroed::<u32>(groups as usize * 32).unwrap();
+    // SAFETY: as above.
+    let kernel = unsafe { svm.kernel("keep_storing", spirv!("keep_storing")) }.unwrap();
+    let (cells, flag) = (data.as_mut_ptr() as usize, stop.as_mut_ptr() as usize);
+    let launch = kernel.launch([groups, 1, 1]).write(&mut data[..]).read(&stop[..]).write(&mut turns[..]);
+    let launch = launch.value([pages as u32, u32::MAX]);
+    let (over, taken) = (AtomicBool::new(false), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        let (svm, over, taken) = (&svm, &over, &taken);
+        let ends = Ends(over);
+        let running = scope.spawn(|| launch.run());
+        let takers: Vec<_> = (0..threads)
+            .map(|thread| {
+                scope.spawn(move || {
+                    let space = svm.address_space();
+                    let views = &space.home().views;
+                    for turn in (thread..).take_while(|_| !over.load(Ordering::Relaxed)) {
+                        let page = turn % pages;
+                        if thread % 2 == 0 {
+                            word(cells as *mut u32, page * 1024 + 1023).fetch_add(1, Ordering::Relaxed);
+                            taken.fetch_add(1, Ordering::Relaxed);
+                        } else {
+                            let index = views.page_of(VirtAddr(cells as u64 + page as u64 * 4096)).unwrap();
+                            let pages = PageRange::single(index);
+                            drop(space.notifiers().invalidate(pages, Event::Migrate, None, Blocking::Yes).unwrap());
+                        }
+                    }
+                })
+            })
+            .collect();
+        let begun = Instant::now();
+        let shared = |stats: &Stats| stats.shootdowns >= 500 && stats.epochs < stats.shootdowns;
+        while !shared(&svm.stats()) && begun.elapsed() < HANG && !running.is_finished() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        drop(ends);
+        takers.into_iter().for_each(|taker| taker.join().unwrap());
+        word(flag as *mut u32, 0).store(1, Ordering::Release);
+        running.join().unwrap().unwrap();
+    });
+    let stats = svm.stats();
+    assert!(stats.epochs < stats.shootdowns, "none was shared: {stats}");
+    for (i, &turns) in turns.iter().enumerate() {
+        for (page, words) in data.iter().enumerate() {
+            let expected = turns / pages as u32 + u32::from((page as u32) < turns % pages as u32);
+            assert_eq!(words[i], expected, "invocation {i}, page {page}, {turns} turns");
+        }
+    }
+    assert_eq!(data.iter().map(|page| page[1023]).sum::<u32>(), taken.into_inner());
 }
 
 #[test]
