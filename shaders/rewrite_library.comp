@@ -65,43 +65,61 @@ void link_end_write(const uint64_t va, const uint bytes, const uint64_t address)
     vksvm_end_write(va, bytes, address);
 }
 
+bool link_is_whole_() { return (vksvm_variant_ & VKSVM_VARIANT_WHOLE) != 0u; }
+
+// The device address `real`, `offset` bytes into a run that is all there is, or a miss.
+uint64_t link_in_whole_(const uint64_t real, const uint64_t offset, const uint64_t in_bytes, const uint bytes, const bool write) {
+    bool hit = offset < in_bytes && (bytes == 0u || in_bytes - offset >= uint64_t(bytes));
+    vksvm_poisoned_ = vksvm_poisoned_ || !hit;
+    if (write) hit = !vksvm_poisoned_;
+    return hit ? real : vksvm_sink_(real, write);
+}
+
 // The same for what comes from an argument by arithmetic alone, whose run follows: what `va`, `bytes` and `device` of it say, `in`.
 uint64_t link_run_read(const uint64_t va, const uint64_t in_va, const uint64_t in_bytes, const uint64_t in_device) {
     if (vksvm_is_direct_()) return va + in_device;
+    if (link_is_whole_()) return link_in_whole_(in_device + (va - in_va), va - in_va, in_bytes, 0u, false);
     return vksvm_run_read_(VksvmRun(in_va, in_bytes, in_device), va, 0u);
 }
 uint64_t link_run_write(const uint64_t va, const uint64_t in_va, const uint64_t in_bytes, const uint64_t in_device) {
     if (vksvm_is_direct_()) return va + in_device;
+    if (link_is_whole_()) return link_in_whole_(in_device + (va - in_va), va - in_va, in_bytes, 0u, true);
     return vksvm_run_write_(VksvmRun(in_va, in_bytes, in_device), va, 0u);
 }
 uint64_t link_run_read_object(const uint64_t va, const uint bytes, const uint64_t in_va, const uint64_t in_bytes,
                               const uint64_t in_device) {
     if (vksvm_is_direct_()) return va + in_device;
+    if (link_is_whole_()) return link_in_whole_(in_device + (va - in_va), va - in_va, in_bytes, bytes, false);
     return vksvm_run_read_(VksvmRun(in_va, in_bytes, in_device), va, bytes);
 }
 uint64_t link_run_begin_write(const uint64_t va, const uint bytes, const uint64_t in_va, const uint64_t in_bytes,
                               const uint64_t in_device) {
     if (vksvm_is_direct_()) return va + in_device;
+    if (link_is_whole_()) return link_in_whole_(in_device + (va - in_va), va - in_va, in_bytes, bytes, true);
     return vksvm_run_write_(VksvmRun(in_va, in_bytes, in_device), va, bytes);
 }
 
 // The same for arguments that nothing else is done with, to which what is to be added was added before the launch.
 uint64_t link_own_read(const uint64_t va, const uint64_t in_va, const uint64_t in_bytes, const uint64_t in_device) {
     if (vksvm_is_direct_()) return va;
+    if (link_is_whole_()) return link_in_whole_(va, va - in_device, in_bytes, 0u, false);
     return vksvm_run_read_(VksvmRun(in_va, in_bytes, in_device), va, 0u);
 }
 uint64_t link_own_write(const uint64_t va, const uint64_t in_va, const uint64_t in_bytes, const uint64_t in_device) {
     if (vksvm_is_direct_()) return va;
+    if (link_is_whole_()) return link_in_whole_(va, va - in_device, in_bytes, 0u, true);
     return vksvm_run_write_(VksvmRun(in_va, in_bytes, in_device), va, 0u);
 }
 uint64_t link_own_read_object(const uint64_t va, const uint bytes, const uint64_t in_va, const uint64_t in_bytes,
                               const uint64_t in_device) {
     if (vksvm_is_direct_()) return va;
+    if (link_is_whole_()) return link_in_whole_(va, va - in_device, in_bytes, bytes, false);
     return vksvm_run_read_(VksvmRun(in_va, in_bytes, in_device), va, bytes);
 }
 uint64_t link_own_begin_write(const uint64_t va, const uint bytes, const uint64_t in_va, const uint64_t in_bytes,
                               const uint64_t in_device) {
     if (vksvm_is_direct_()) return va;
+    if (link_is_whole_()) return link_in_whole_(va, va - in_device, in_bytes, bytes, true);
     return vksvm_run_write_(VksvmRun(in_va, in_bytes, in_device), va, bytes);
 }
 
@@ -125,6 +143,52 @@ uint64_t link_near_begin_write(const uint64_t va, const uint bytes, const uint64
     return vksvm_run_write_(VksvmRun(in_va, in_bytes, in_device), va, bytes);
 }
 
+// Accesses on the page of one before them, which was translated to what `known` is as far from as `va` is from that one's address. While
+// a replayed dispatch runs no page is taken away. Live, one may have been.
+uint64_t link_again_read(const uint64_t va, const uint64_t known) {
+    if (vksvm_is_live_()) return vksvm_read(va);
+    return known;
+}
+// The one before was a store or an atomic: in a probe it went to the sink, and so it did if the invocation was poisoned.
+uint64_t link_again_read_stored(const uint64_t va, const uint64_t known) {
+    if (vksvm_is_live_() || (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u) return vksvm_read(va);
+    return vksvm_poisoned() ? vksvm_sink_(va, false) : known;
+}
+// An invocation that was poisoned since then must store nothing. In a probe, nothing was stored before either.
+uint64_t link_again_write(const uint64_t va, const uint64_t known) {
+    if (vksvm_is_live_()) return vksvm_write(va);
+    return vksvm_poisoned() ? vksvm_sink_(va, true) : known;
+}
+// In a probe, what an atomic finds must be what is there.
+uint64_t link_again_atomic(const uint64_t va, const uint64_t known) {
+    if (vksvm_is_live_() || (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u) return vksvm_atomic(va);
+    return vksvm_poisoned() ? vksvm_sink_(va, true) : known;
+}
+
+// Where a load would find what it needs, ahead of a loop that may make it; 0 if its page is not there. Reports nothing.
+uint64_t link_peek_read(const uint64_t va) {
+    if (vksvm_is_live_() || vksvm_is_direct_()) return 0ul;
+    uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
+    uint64_t at = vksvm_launch_.table + 8ul * (page & uint64_t(vksvm_launch_.pages - 1u));
+    uint64_t entry = VksvmPte_(at).entry;
+    bool marks = vksvm_is_fast_() && (vksvm_variant_ & (VKSVM_VARIANT_IDEMPOTENT | VKSVM_VARIANT_PROBE)) == 0u;
+    // Fast passes that must not end in a late fault mark pages in passing, and probes of them let what is not marked pass.
+    bool lax = vksvm_is_fast_() && (vksvm_variant_ & VKSVM_VARIANT_IDEMPOTENT) == 0u;
+    uint64_t want = uint64_t(lax ? VKSVM_PTE_VALID : VKSVM_READ_WANT_);
+    bool hit = page < uint64_t(vksvm_launch_.pages) && (entry & want) == want;
+    if (marks && hit && (uint(entry) & VKSVM_PTE_ACCESSED) == 0u) atomicOr(VksvmWord_(at).value, VKSVM_PTE_ACCESSED);
+    return hit ? vksvm_in_frame_(entry, va) : 0ul;
+}
+// A load whose page was peeked at.
+uint64_t link_hoisted_read(const uint64_t va, const uint64_t peeked) {
+    if (vksvm_is_live_() || vksvm_is_direct_()) return vksvm_read(va);
+    if (vksvm_is_fast_()) {
+        vksvm_poisoned_ = vksvm_poisoned_ || peeked == 0ul;
+        return peeked != 0ul ? peeked : vksvm_sink_(va, false);
+    }
+    return peeked != 0ul ? peeked : vksvm_read(va);
+}
+
 void main() {
     if (!link_begin()) return;
     link_begin_barriers();
@@ -141,5 +205,7 @@ void main() {
     all += link_near_read_object(all, 8u, all, all, all) + link_near_begin_write(all, 8u, all, all, all);
     all += link_own_read(all, all, all, all) + link_own_write(all, all, all, all);
     all += link_own_read_object(all, 8u, all, all, all) + link_own_begin_write(all, 8u, all, all, all);
+    all += link_again_read(all, all) + link_again_read_stored(all, all) + link_again_write(all, all);
+    all += link_again_atomic(all, all) + link_hoisted_read(all, link_peek_read(all));
     link_end();
 }

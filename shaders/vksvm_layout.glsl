@@ -126,5 +126,8 @@
 // constant to it. The launch block's `table` is that constant; for what is reached from an argument by arithmetic alone, its run's
 // `device` is, or it was added to the argument already. The dispatch is not listed and has no more workgroups than `count`.
 #define VKSVM_VARIANT_DIRECT 256
+// With FAST and IDEMPOTENT: every run is whole, all of what its argument points to. What is reached from an argument by arithmetic alone lies
+// in its run, or misses; arguments that nothing else is done with are device addresses.
+#define VKSVM_VARIANT_WHOLE 512
 
 #endif

@@ -119,6 +119,8 @@ pub mod variant {
     pub const FAST: u32 = define("VKSVM_VARIANT_FAST");
     /// Addresses are translated by adding a constant, and nothing is checked.
     pub const DIRECT: u32 = define("VKSVM_VARIANT_DIRECT");
+    /// With [`FAST`] and [`IDEMPOTENT`]: every run is all of what its argument points to.
+    pub const WHOLE: u32 = define("VKSVM_VARIANT_WHOLE");
     /// Workgroups move over as one.
     pub const LOCKSTEP: u32 = define("VKSVM_VARIANT_LOCKSTEP");
 }

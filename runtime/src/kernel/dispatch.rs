@@ -57,7 +57,12 @@ impl Executor {
         let bits = bits | self.resolve_arrays(job, gate, &mut prepared);
         if bits & variant::FAST != 0 {
             Counters::add(&self.counters.fast_dispatches, 1);
-            self.place_runs(job, gate, &mut prepared.push);
+            let whole = self.place_runs(job, gate, &mut prepared.push, bits);
+            let pass = self.run_prepared(job, list, bits | whole, &prepared)?;
+            if whole != 0 && !pass.replay.is_empty() {
+                job.kernel.strays.fetch_add(1, Ordering::Relaxed);
+            }
+            return Ok(pass);
         }
         self.run_prepared(job, list, bits, &prepared)
     }

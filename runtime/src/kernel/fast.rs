@@ -11,6 +11,9 @@
 //! Kernels that were rewritten are also told where the pages of their pointer arguments lie, as far as they are contiguous and
 //! marked already (`rewrite/runs.rs`): then most accesses load no entry at all.
 //!
+//! Where each run is all of what its argument points to, a kernel that can be run again is told so (`variant::WHOLE`): what comes from an argument by
+//! arithmetic alone then has no code for looking at entries, and misses if it lies elsewhere.
+//!
 //! A kernel's first pass is never fast, nor one after a list that missed something: a fast pass that fails costs about a
 //! third of the one it was to replace.
 
@@ -38,11 +41,18 @@ pub(crate) struct PointerArgument {
     pub(crate) access: Option<Access>,
 }
 
+/// How often a kernel may find something missing in passes that rely on whole runs, before there are no more such passes.
+const MAX_STRAYS: u32 = 3;
+
 impl Executor {
-    /// Tells a rewritten kernel where its arguments lie, as far as that holds for a dispatch with the gate closed.
-    pub(super) fn place_runs(&self, job: &Job, gate: &GateGuard<'_>, push: &mut [u8]) {
+    /// Tells a rewritten kernel where its arguments lie, as far as that holds for a dispatch with the gate closed. Returns the variant for kernels
+    /// all of whose runs are whole, if they are and the kernel has kept to them so far; then arguments that nothing else is done with become
+    /// device addresses.
+    pub(super) fn place_runs(&self, job: &Job, gate: &GateGuard<'_>, push: &mut [u8], bits: u32) -> u32 {
         let runs = &job.kernel.runs;
         let first = LAUNCH_BYTES + runs.offset();
+        let mut own = Vec::new();
+        let (mut whole, mut placed) = (bits & variant::IDEMPOTENT != 0, 0);
         let blocks = push.get_mut(first..).unwrap_or_default().chunks_exact_mut(RUN_BYTES);
         for (run, block) in runs.of.iter().zip(blocks) {
             let Some(place) = job.places.iter().find(|place| place.at == run.argument as usize) else { continue };
@@ -55,7 +65,20 @@ impl Executor {
             for (word, value) in block.chunks_exact_mut(8).zip([va, bytes, device.0 + skew]) {
                 word.copy_from_slice(&value.to_ne_bytes());
             }
+            whole &= pages == place.pages;
+            placed += 1;
+            if run.own {
+                own.push((LAUNCH_BYTES + place.at, place.address.0.wrapping_sub(va).wrapping_add(device.0 + skew)));
+            }
         }
+        let strays = job.kernel.strays.load(Ordering::Relaxed) >= MAX_STRAYS;
+        if !whole || strays || placed == 0 || placed < runs.of.len() {
+            return 0;
+        }
+        for (at, address) in own {
+            push[at..at + 8].copy_from_slice(&address.to_ne_bytes());
+        }
+        variant::WHOLE
     }
 
     /// Whether a fast pass over `list` is likely to be all that it takes.

@@ -104,6 +104,8 @@ impl Made {
             translations,
             runs,
             merged,
+            covered,
+            hoisted,
             guarded_loops,
             counted_loops,
             barriers,
@@ -111,7 +113,19 @@ impl Made {
             words_in,
             words_out,
         } = self.stats;
-        for count in [loads, stores, atomics, translations, runs, merged, guarded_loops, counted_loops, barriers] {
+        for count in [
+            loads,
+            stores,
+            atomics,
+            translations,
+            runs,
+            merged,
+            covered,
+            hoisted,
+            guarded_loops,
+            counted_loops,
+            barriers,
+        ] {
             to.number(u64::from(count));
         }
         to.number(Replay::ALL.iter().position(|&one| one == replay).unwrap_or_default() as u64);
@@ -141,6 +155,8 @@ impl Made {
             translations: from.count()?,
             runs: from.count()?,
             merged: from.count()?,
+            covered: from.count()?,
+            hoisted: from.count()?,
             guarded_loops: from.count()?,
             counted_loops: from.count()?,
             barriers: from.count()?,

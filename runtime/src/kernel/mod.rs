@@ -72,6 +72,8 @@ pub struct KernelModule {
     pub argument_bytes: usize,
     /// Whether it last found all that it used on the device: then fast passes pay.
     pub(crate) hits: AtomicBool,
+    /// How often a pass that relied on whole runs found something missing.
+    pub(crate) strays: AtomicU32,
     /// What it wants to know of its arguments.
     pub(crate) runs: Runs,
     /// What rewriting did, if the module came without the include.
@@ -152,6 +154,7 @@ impl KernelModule {
             local_size,
             argument_bytes,
             hits: AtomicBool::new(false),
+            strays: AtomicU32::new(0),
             runs: Runs::default(),
             rewritten: None,
             sites: Vec::new(),

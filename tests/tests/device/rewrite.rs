@@ -7,6 +7,7 @@ mod corpus;
 mod memory;
 mod pointers;
 mod random;
+mod reuse;
 
 use corpus::{Case, Extent};
 use vksvm::{FaultMode, ThrashOptions, ThrashPolicy};
@@ -60,6 +61,21 @@ fn pointers_are_followed_with_few_frames() {
 #[test]
 fn pointers_are_followed_live() {
     live(&pointers::cases());
+}
+
+#[test]
+fn translations_are_reused_where_they_are_still_good() {
+    roomy(&reuse::cases());
+}
+
+#[test]
+fn translations_are_reused_with_few_frames() {
+    fewest(&reuse::cases());
+}
+
+#[test]
+fn translations_are_reused_live_only_while_no_page_can_go() {
+    live(&reuse::cases());
 }
 
 #[test]

@@ -11,16 +11,20 @@
 //! | a matrix | one object, through a structure that says how it lies, for its pointer's type does not |
 //! | a column of a row-major matrix | its scalars |
 
+use super::addresses::Addresses;
 use super::code::Code;
+use super::covers::{Covers, Does, Span};
 use super::error::RewriteError;
-use super::group::{self, Addresses, Group};
+use super::group::{self, Group};
+use super::hoist::Hoisted;
 use super::layout::{Layouts, MatrixLayout};
 use super::link::Linked;
-use super::runs::{Guess, Origin, Runs};
+use super::operands::{MemoryOperands, is_atomic, run_variant};
+use super::runs::{Guess, Runs};
 use super::sites::Sites;
 use super::stats::RewriteStats;
 use rspirv::dr::{Instruction, Operand};
-use rspirv::spirv::{MemoryAccess, Op, StorageClass, Word};
+use rspirv::spirv::{Op, StorageClass, Word};
 use std::collections::{HashMap, HashSet};
 
 const PAGE: u64 = crate::addr::PAGE_SIZE as u64;
@@ -30,119 +34,6 @@ const BOUNCE_ALIGN: u32 = 16;
 const MAX_PARTS: u32 = 1024;
 /// And all of a module's together: its size would no longer say how long rewriting it takes.
 const MAX_ALL_PARTS: u32 = 1 << 15;
-
-/// Memory operands of a load or store.
-#[derive(Clone, Debug)]
-pub(super) struct MemoryOperands {
-    bits: MemoryAccess,
-    /// The alignment that is promised.
-    pub(super) align: Option<u32>,
-    available: Option<Operand>,
-    visible: Option<Operand>,
-}
-
-impl MemoryOperands {
-    /// Reads the first set of memory operands; what follows it is a second set (of `OpCopyMemory`).
-    pub(super) fn parse(operands: &[Operand]) -> Option<(Self, &[Operand])> {
-        let none = Self { bits: MemoryAccess::NONE, align: None, available: None, visible: None };
-        let [Operand::MemoryAccess(bits), rest @ ..] = operands else {
-            return operands.is_empty().then_some((none, operands));
-        };
-        let known = MemoryAccess::VOLATILE
-            | MemoryAccess::ALIGNED
-            | MemoryAccess::NONTEMPORAL
-            | MemoryAccess::MAKE_POINTER_AVAILABLE
-            | MemoryAccess::MAKE_POINTER_VISIBLE
-            | MemoryAccess::NON_PRIVATE_POINTER;
-        if !known.contains(*bits) {
-            return None;
-        }
-        let mut parsed = Self { bits: *bits, ..none };
-        let mut rest = rest;
-        if bits.contains(MemoryAccess::ALIGNED) {
-            let [Operand::LiteralBit32(align), more @ ..] = rest else { return None };
-            (parsed.align, rest) = (Some(*align), more);
-        }
-        for (bit, scope) in [
-            (MemoryAccess::MAKE_POINTER_AVAILABLE, &mut parsed.available),
-            (MemoryAccess::MAKE_POINTER_VISIBLE, &mut parsed.visible),
-        ] {
-            if bits.contains(bit) {
-                let [operand, more @ ..] = rest else { return None };
-                (*scope, rest) = (Some(operand.clone()), more);
-            }
-        }
-        Some((parsed, rest))
-    }
-
-    pub(super) fn is_volatile(&self) -> bool {
-        self.bits.contains(MemoryAccess::VOLATILE)
-    }
-
-    fn operands(&self, align: Option<u32>) -> Vec<Operand> {
-        let mut bits = self.bits - MemoryAccess::ALIGNED;
-        if align.is_some() {
-            bits |= MemoryAccess::ALIGNED;
-        }
-        if bits.is_empty() {
-            return Vec::new();
-        }
-        let aligned = align.map(Operand::LiteralBit32);
-        std::iter::once(Operand::MemoryAccess(bits))
-            .chain(aligned)
-            .chain(self.available.clone())
-            .chain(self.visible.clone())
-            .collect()
-    }
-
-    fn for_load(&self) -> Self {
-        Self { bits: self.bits - MemoryAccess::MAKE_POINTER_AVAILABLE, available: None, ..self.clone() }
-    }
-
-    fn for_store(&self) -> Self {
-        Self { bits: self.bits - MemoryAccess::MAKE_POINTER_VISIBLE, visible: None, ..self.clone() }
-    }
-}
-
-/// The operand of an atomic or of another access that is the pointer it works on.
-pub(super) fn is_atomic(opcode: Op) -> bool {
-    matches!(
-        opcode,
-        Op::AtomicLoad
-            | Op::AtomicStore
-            | Op::AtomicExchange
-            | Op::AtomicCompareExchange
-            | Op::AtomicIIncrement
-            | Op::AtomicIDecrement
-            | Op::AtomicIAdd
-            | Op::AtomicISub
-            | Op::AtomicSMin
-            | Op::AtomicUMin
-            | Op::AtomicSMax
-            | Op::AtomicUMax
-            | Op::AtomicAnd
-            | Op::AtomicOr
-            | Op::AtomicXor
-            | Op::AtomicFAddEXT
-            | Op::AtomicFMinEXT
-            | Op::AtomicFMaxEXT
-    )
-}
-
-/// The translation that looks at a run first.
-fn run_variant(function: &str, origin: Origin) -> &'static str {
-    let of = |own, run, near| match origin {
-        Origin::Own => own,
-        Origin::Argument => run,
-        Origin::Somewhere => near,
-    };
-    match function {
-        "link_read" => of("link_own_read", "link_run_read", "link_near_read"),
-        "link_read_object" => of("link_own_read_object", "link_run_read_object", "link_near_read_object"),
-        "link_begin_write" => of("link_own_begin_write", "link_run_begin_write", "link_near_begin_write"),
-        _ => of("link_own_write", "link_run_write", "link_near_write"),
-    }
-}
 
 /// A pointer to an object, and what is known of it.
 #[derive(Clone, Copy)]
@@ -173,6 +64,9 @@ pub(super) struct Translator<'a> {
     pub(super) stats: &'a mut RewriteStats,
     /// Where the function's pointers point.
     pub(super) addresses: &'a Addresses<'a>,
+    /// Translations made before, and those made ahead of loops.
+    pub(super) covers: Covers<'a>,
+    pub(super) hoisted: &'a Hoisted,
     /// Matrix layouts of pointers into structures, by pointer.
     pub(super) matrices: &'a HashMap<Word, MatrixLayout>,
     /// Runs of the arguments.
@@ -182,11 +76,19 @@ pub(super) struct Translator<'a> {
     pub(super) site: u32,
     /// Parts made of the instruction at hand.
     pub(super) parts: u32,
+    /// The block at hand.
+    pub(super) block: usize,
 }
 
 impl Translator<'_> {
     /// Rewrites a block's instructions.
-    pub(super) fn block(&mut self, instructions: Vec<Instruction>) -> Result<Vec<Instruction>, RewriteError> {
+    pub(super) fn translate_block(
+        &mut self,
+        block: usize,
+        instructions: Vec<Instruction>,
+    ) -> Result<Vec<Instruction>, RewriteError> {
+        self.block = block;
+        self.covers.enter(block);
         let mut out = Vec::with_capacity(instructions.len() * 2);
         let groups = group::find(self.code, self.layouts, self.addresses, &instructions);
         let mut made = HashSet::new();
@@ -196,7 +98,7 @@ impl Translator<'_> {
             if self.accesses(instruction) {
                 self.site = self.sites.number(instruction);
             }
-            if let Some(group) = groups.get(&at) {
+            if let Some(group) = groups.get(&at).filter(|group| !self.covers_all(group, &instructions)) {
                 self.load_group(group, &instructions, &mut out)?;
                 made.extend(group.members.iter().map(|member| member.at));
             }
@@ -303,7 +205,16 @@ impl Translator<'_> {
         bytes: Option<u32>,
     ) -> Result<(Word, Word, Word), RewriteError> {
         let address = self.address_of(out, place.pointer)?;
-        let translated = self.call(out, function, address, bytes, place.run)?;
+        let does = match (function, bytes) {
+            ("link_read", None) => Some(Does::Read),
+            ("link_write", None) => Some(Does::Write),
+            ("link_atomic", None) => Some(Does::Atomic),
+            _ => None,
+        };
+        let translated = match does.zip(self.span(place)) {
+            Some((does, span)) => self.look_up(out, function, place, address, span, does)?,
+            None => self.call(out, function, address, bytes, place.run)?,
+        };
         let whole = self.code.global(place.pointee).map(|ty| ty.class.opcode) == Some(Op::TypeMatrix);
         let pointer = match place.matrix.filter(|_| whole) {
             Some(matrix) => {
@@ -317,6 +228,58 @@ impl Translator<'_> {
             None => self.emit(out, Op::ConvertUToPtr, place.ty, vec![Operand::IdRef(translated)]),
         };
         Ok((pointer, address, translated))
+    }
+
+    /// What an access that cannot straddle a page reaches.
+    fn span(&self, place: Place) -> Option<Span> {
+        let bytes = self.layouts.size(self.code, place.pointee)?;
+        let (key, offset) = self.addresses.get(place.pointer);
+        (bytes <= u64::from(place.align)).then_some(Span { key, offset, bytes, align: u64::from(place.align) })
+    }
+
+    /// The device address of an access that cannot straddle a page: from what covers it, from ahead of its loop, or translated.
+    fn look_up(
+        &mut self,
+        out: &mut Vec<Instruction>,
+        function: &str,
+        place: Place,
+        address: Word,
+        span: Span,
+        does: Does,
+    ) -> Result<Word, RewriteError> {
+        let ulong = self.code.uint(64);
+        if let Some(covered) = self.covers.find(&span, does) {
+            self.stats.covered += 1;
+            let mut known = covered.translated;
+            if covered.distance != 0 {
+                let distance = self.code.long(covered.distance);
+                known = self.emit(out, Op::IAdd, ulong, [known, distance].map(Operand::IdRef).to_vec());
+            }
+            let operands = [self.linked.function(covered.function)?, address, known].map(Operand::IdRef);
+            return Ok(self.emit(out, Op::FunctionCall, ulong, operands.to_vec()));
+        }
+        let own = self.addresses.get(place.pointer).1 == span.offset;
+        let peeked = if own && does == Does::Read { self.hoisted.get(self.block, place.pointer) } else { None };
+        let translated = match peeked {
+            Some(peeked) => {
+                self.stats.hoisted += 1;
+                let operands = [self.linked.function("link_hoisted_read")?, address, peeked].map(Operand::IdRef);
+                self.emit(out, Op::FunctionCall, ulong, operands.to_vec())
+            }
+            None => self.call(out, function, address, None, place.run)?,
+        };
+        self.covers.note(span, does, translated);
+        Ok(translated)
+    }
+
+    /// Whether each load of a group is covered by what was translated before.
+    fn covers_all(&self, group: &Group, block: &[Instruction]) -> bool {
+        group.members.iter().all(|member| {
+            let load = &block[member.at];
+            let Ok((pointer, memory)) = self.operands(load, 1) else { return false };
+            let Ok(place) = self.place(load, pointer, memory.align) else { return false };
+            self.span(place).is_some_and(|span| self.covers.find(&span, Does::Read).is_some())
+        })
     }
 
     /// Makes loads together, where the first of them is.
@@ -334,9 +297,18 @@ impl Translator<'_> {
             let offset = self.code.long(first.offset);
             address = self.emit(out, Op::ISub, ulong, [address, offset].map(Operand::IdRef).to_vec());
         }
-        let (function, bytes) =
-            if group.on_one_page { ("link_read", None) } else { ("link_read_object", Some(group.bytes as u32)) };
-        let translated = self.call(out, function, address, bytes, self.runs.of_pointer(pointer))?;
+        let translated = match group.on_one_page {
+            Some(align) => {
+                let place = self.place(&block[first.at], pointer, Some(align as u32))?;
+                let (key, offset) = self.addresses.get(pointer);
+                let span = Span { key, offset: offset.wrapping_sub(first.offset), bytes: group.bytes, align };
+                self.look_up(out, "link_read", place, address, span, Does::Read)?
+            }
+            None => {
+                let bytes = Some(group.bytes as u32);
+                self.call(out, "link_read_object", address, bytes, self.runs.of_pointer(pointer))?
+            }
+        };
         for member in &group.members {
             let load = &block[member.at];
             let (pointer, memory) = self.operands(load, 1)?;
@@ -348,7 +320,7 @@ impl Translator<'_> {
                 at = self.emit(out, Op::IAdd, ulong, [at, offset].map(Operand::IdRef).to_vec());
             }
             let pointer = self.emit(out, Op::ConvertUToPtr, place.ty, vec![Operand::IdRef(at)]);
-            let align = if group.on_one_page { place.align } else { place.align.min(BOUNCE_ALIGN) };
+            let align = if group.on_one_page.is_some() { place.align } else { place.align.min(BOUNCE_ALIGN) };
             let operands = std::iter::once(Operand::IdRef(pointer)).chain(memory.operands(Some(align))).collect();
             out.push(Instruction::new(Op::Load, load.result_type, load.result_id, operands));
         }

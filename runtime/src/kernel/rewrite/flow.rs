@@ -3,8 +3,8 @@
 //! An argument is followed forwards from where it is loaded. Whatever could tell one address from another (comparing it, storing it,
 //! computing with it otherwise) or mixes it with another pointer makes it an ordinary one.
 
-use super::access::is_atomic;
 use super::code::Code;
+use super::operands::is_atomic;
 use super::runs::Origins;
 use rspirv::dr::{Instruction, Operand};
 use rspirv::spirv::{Op, StorageClass, Word};

@@ -5,85 +5,16 @@
 //! the last, and every load follows it at once. All of them would have been made anyway, so no page is touched that
 //! the shader would not touch.
 
-use super::access::MemoryOperands;
+use super::addresses::{Addresses, Key};
 use super::code::Code;
-use super::layout::{Layouts, MatrixLayout};
-use rspirv::dr::{Function, Instruction, Operand};
-use rspirv::spirv::{Op, StorageClass, Word};
+use super::layout::Layouts;
+use super::operands::MemoryOperands;
+use rspirv::dr::{Instruction, Operand};
+use rspirv::spirv::{Op, StorageClass};
 use std::collections::HashMap;
 
 /// Loads further apart than this are not made together.
 const MAX_SPAN: u64 = 256;
-
-/// An address, but for a constant: a base and what is added to it at run time, with its factor.
-type Key = (Word, Vec<(Word, u32)>);
-
-/// Where pointers made by access chains point, relative to what they were made of.
-pub(super) struct Addresses<'a> {
-    found: HashMap<Word, (Key, u64)>,
-    /// Pointers to what need not lie in memory as its type says.
-    matrices: &'a HashMap<Word, MatrixLayout>,
-}
-
-impl<'a> Addresses<'a> {
-    pub(super) fn of(
-        code: &Code,
-        layouts: &Layouts,
-        matrices: &'a HashMap<Word, MatrixLayout>,
-        function: &Function,
-    ) -> Self {
-        let mut found = HashMap::new();
-        for instruction in function.blocks.iter().flat_map(|block| &block.instructions) {
-            if matches!(instruction.class.opcode, Op::AccessChain | Op::InBoundsAccessChain)
-                && let (Some(id), [Operand::IdRef(base), indices @ ..]) =
-                    (instruction.result_id, &instruction.operands[..])
-                && !matrices.contains_key(base)
-                && let Some(at) = follow(code, layouts, &found, *base, indices)
-            {
-                found.insert(id, at);
-            }
-        }
-        Self { found, matrices }
-    }
-
-    fn get(&self, pointer: Word) -> (Key, u64) {
-        self.found.get(&pointer).cloned().unwrap_or_else(|| ((pointer, Vec::new()), 0))
-    }
-}
-
-fn follow(
-    code: &Code,
-    layouts: &Layouts,
-    found: &HashMap<Word, (Key, u64)>,
-    base: Word,
-    indices: &[Operand],
-) -> Option<(Key, u64)> {
-    let mut ty = code.physical(base)?;
-    let ((base, mut dynamic), mut offset) = found.get(&base).cloned().unwrap_or_else(|| ((base, Vec::new()), 0));
-    for index in indices {
-        let index = index.id_ref_any()?;
-        let declared = code.global(ty)?;
-        let element = declared.operands.first().and_then(Operand::id_ref_any);
-        let stride = match declared.class.opcode {
-            Op::TypeStruct => {
-                let member = code.constant_value(index)?;
-                offset = offset.checked_add(u64::from(layouts.offset(ty, member)?))?;
-                ty = declared.operands.get(member as usize)?.id_ref_any()?;
-                continue;
-            }
-            Op::TypeArray | Op::TypeRuntimeArray => layouts.array_stride(ty)?,
-            Op::TypeVector => layouts.scalar(code, ty, 0)?,
-            // How a matrix lies is not said by its type.
-            _ => return None,
-        };
-        match code.constant_value(index) {
-            Some(value) => offset = offset.checked_add(u64::from(value).checked_mul(u64::from(stride))?)?,
-            None => dynamic.push((index, stride)),
-        }
-        ty = element?;
-    }
-    Some(((base, dynamic), offset))
-}
 
 /// A load that is made with others.
 #[derive(Clone, Copy, Debug)]
@@ -100,8 +31,8 @@ pub(super) struct Group {
     pub(super) members: Vec<Member>,
     /// Bytes from the start of the first byte to the end of the last.
     pub(super) bytes: u64,
-    /// Whether alignment proves that all lie on one page.
-    pub(super) on_one_page: bool,
+    /// What the first byte is aligned to, if that proves that all lie on one page.
+    pub(super) on_one_page: Option<u64>,
 }
 
 struct Candidate {
@@ -151,7 +82,7 @@ fn candidate(
     let pointer = instruction.operands.first()?.id_ref_any()?;
     let pointee = code.physical(pointer)?;
     let (memory, _) = MemoryOperands::parse(instruction.operands.get(1..)?)?;
-    if memory.is_volatile() || addresses.matrices.contains_key(&pointer) {
+    if memory.is_volatile() || addresses.is_matrix(pointer) {
         return None;
     }
     let bytes = layouts.size(code, pointee).filter(|&bytes| bytes <= MAX_SPAN)?;
@@ -174,7 +105,7 @@ fn ends_groups(code: &Code, instruction: &Instruction) -> bool {
         Op::Store => !private(0),
         Op::CopyMemory => !(private(0) && private(1)),
         Op::FunctionCall | Op::ControlBarrier | Op::MemoryBarrier => true,
-        opcode => super::access::is_atomic(opcode),
+        opcode => super::operands::is_atomic(opcode),
     }
 }
 
@@ -184,9 +115,9 @@ fn close(groups: &mut HashMap<usize, Group>, mut loads: Vec<Candidate>) {
     let start = loads.iter().map(|load| load.offset).min().unwrap_or_default();
     let bytes = loads.iter().map(|load| load.offset + load.bytes).max().unwrap_or_default() - start;
     // One load's alignment may show that all lie between two multiples of it.
-    let on_one_page = loads.iter().any(|load| {
-        let before = load.offset - start;
-        load.align.is_power_of_two() && before == 0 && bytes <= load.align
+    let on_one_page = loads.iter().find_map(|load| {
+        let shows = load.align.is_power_of_two() && load.offset == start && bytes <= load.align;
+        shows.then_some(load.align)
     });
     let members = loads.iter().map(|load| Member { at: load.at, offset: load.offset - start }).collect();
     groups.insert(first, Group { members, bytes, on_one_page });

@@ -103,7 +103,7 @@ fn leaves_on(branch: &Instruction, graph: &Graph, of: Loop) -> Option<bool> {
 }
 
 /// Where instructions can be put at a block's end: before its merge instruction and its terminator.
-fn tail(instructions: &[Instruction]) -> usize {
+pub(super) fn tail(instructions: &[Instruction]) -> usize {
     let end = instructions.len().saturating_sub(1);
     let merge =
         end.checked_sub(1).filter(|&at| matches!(instructions[at].class.opcode, Op::LoopMerge | Op::SelectionMerge));

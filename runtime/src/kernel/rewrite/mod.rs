@@ -14,17 +14,21 @@
 //! naturally aligned, as everywhere in Vulkan. Subgroup operations see poisoned invocations, whose values are zeros.
 
 mod access;
+mod addresses;
 mod barriers;
 mod check;
 mod code;
+mod covers;
 mod entry;
 mod error;
 mod flow;
 mod graph;
 mod group;
+mod hoist;
 mod layout;
 mod link;
 mod loops;
+mod operands;
 mod push;
 mod replay;
 mod runs;
@@ -41,7 +45,10 @@ pub use stats::RewriteStats;
 use super::read::read;
 use super::specialise::drop_unused_functions;
 use access::Translator;
+use addresses::{Addresses, Known};
 use code::Code;
+use covers::Covers;
+use graph::Graph;
 use layout::{Layouts, MatrixLayout};
 use rspirv::binary::Assemble;
 use rspirv::dr::{Function, Operand};
@@ -49,7 +56,7 @@ use rspirv::spirv::{Op, StorageClass, Word};
 use std::collections::{HashMap, HashSet};
 
 /// Functions of the library that translate.
-const TRANSLATIONS: [&str; 17] = [
+const TRANSLATIONS: [&str; 18] = [
     "link_read",
     "link_write",
     "link_atomic",
@@ -67,7 +74,10 @@ const TRANSLATIONS: [&str; 17] = [
     "link_near_write",
     "link_near_read_object",
     "link_near_begin_write",
+    "link_hoisted_read",
 ];
+/// Functions of the library that make the address of an access that is covered out of a translation before it.
+const AGAIN: [&str; 4] = ["link_again_read", "link_again_read_stored", "link_again_write", "link_again_atomic"];
 /// Bytes of push constants that every device has.
 const LEAST_PUSH_BYTES: usize = 128;
 
@@ -130,15 +140,18 @@ pub fn rewrite_within(spirv: &[u8], push_bytes: usize) -> Result<Rewritten, Rewr
         sites.enter(function.def_id());
         loops::guard(&mut code, function, &around, &mut stats)?;
         stats.barriers += barriers::spread_poison(&mut code, function, &linked)?;
-        translate(&mut code, function, &layouts, &linked, &matrices, &runs, &mut sites, &mut stats)
+        let known = Known { layouts: &layouts, matrices: &matrices, fixed: &fixed };
+        translate(&mut code, function, known, &linked, &runs, &mut sites, &mut stats)
     });
     code.module.functions.splice(0..0, functions);
     result?;
     let entry = entry::Entry { function, size, barriers: with_barriers.contains(&function) };
     entry::wrap(&mut code, &linked, &entry, &replaced)?;
 
-    let translations = TRANSLATIONS.iter().map(|name| linked.function(name)).collect::<Result<HashSet<_>, _>>()?;
-    check::verify(&code, own, &translations)?;
+    let all = |names: &[&str]| names.iter().map(|name| linked.function(name)).collect::<Result<HashSet<_>, _>>();
+    let trusted = check::Trusted { translations: all(&TRANSLATIONS)?, again: all(&AGAIN)?, linked: &linked };
+    let matrices = self::matrices(&code, &layouts);
+    check::verify(&code, own, &trusted, Known { layouts: &layouts, matrices: &matrices, fixed: &fixed })?;
     drop_unused_functions(&mut code.module);
     let bound = code.bound();
     if let Some(header) = &mut code.module.header {
@@ -149,22 +162,40 @@ pub fn rewrite_within(spirv: &[u8], push_bytes: usize) -> Result<Rewritten, Rewr
     Ok(Rewritten { words, runs, stats, sites: sites.into_places() })
 }
 
-#[expect(clippy::too_many_arguments, reason = "each is one analysis that the translator borrows")]
 fn translate(
     code: &mut Code,
     function: &mut Function,
-    layouts: &Layouts,
+    known: Known<'_>,
     linked: &link::Linked,
-    matrices: &HashMap<Word, MatrixLayout>,
     runs: &Runs,
     sites: &mut sites::Sites,
     stats: &mut RewriteStats,
 ) -> Result<(), RewriteError> {
-    let addresses = &group::Addresses::of(code, layouts, matrices, function);
-    for block in &mut function.blocks {
-        let mut translator =
-            Translator { code, layouts, linked, stats, addresses, matrices, runs, sites, site: 0, parts: 0 };
-        block.instructions = translator.block(std::mem::take(&mut block.instructions))?;
+    let Known { layouts, matrices, .. } = known;
+    let graph = &Graph::of(function);
+    let addresses = &Addresses::of(code, known, function);
+    let around = hoist::Around { layouts, linked, runs, graph, addresses };
+    let hoisted = &hoist::hoist(code, function, around)?;
+    stats.translations += hoisted.peeks() as u32;
+    let covers = Covers::new(graph);
+    let (site, parts, block) = (0, 0, 0);
+    let mut translator = Translator {
+        code,
+        layouts,
+        linked,
+        stats,
+        addresses,
+        covers,
+        hoisted,
+        matrices,
+        runs,
+        sites,
+        site,
+        parts,
+        block,
+    };
+    for (at, block) in function.blocks.iter_mut().enumerate() {
+        block.instructions = translator.translate_block(at, std::mem::take(&mut block.instructions))?;
     }
     Ok(())
 }

@@ -14,9 +14,9 @@
 //! have stored before this one missed, and what it loaded may be what it stored (`y[i] = a * x[i] + y[i]`). That source and destination
 //! are different arguments: they may overlap, and no decoration that compilers emit says that they do not.
 
-use super::access::is_atomic;
 use super::code::Code;
 use super::graph::Graph;
+use super::operands::is_atomic;
 use rspirv::dr::{Function, Instruction, Operand};
 use rspirv::spirv::{Op, Word};
 use std::collections::{HashMap, HashSet};

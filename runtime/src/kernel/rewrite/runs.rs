@@ -187,7 +187,7 @@ fn accesses(code: &Code) -> Vec<(Word, bool)> {
             Op::Load | Op::AtomicLoad => &[false],
             Op::Store => &[true],
             Op::CopyMemory => &[true, false],
-            opcode if super::access::is_atomic(opcode) => &[true],
+            opcode if super::operands::is_atomic(opcode) => &[true],
             _ => continue,
         };
         for (operand, &write) in instruction.operands.iter().zip(operands) {

@@ -18,6 +18,10 @@ pub struct RewriteStats {
     pub runs: u32,
     /// Loads that share the translation of a neighbour.
     pub merged: u32,
+    /// Accesses on the page of one before them, which was translated on every way there.
+    pub covered: u32,
+    /// Loads whose page is looked up ahead of the loop they are in.
+    pub hoisted: u32,
     /// Loops that end when the invocation is poisoned.
     pub guarded_loops: u32,
     /// Loops that end by themselves, because their bounds do not depend on memory.
@@ -43,6 +47,8 @@ impl fmt::Display for RewriteStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "accesses      {} loads, {} stores, {} atomics", self.loads, self.stores, self.atomics)?;
         writeln!(f, "translations  {}; {} loads share that of a neighbour", self.translations, self.merged)?;
+        writeln!(f, "covered       {} accesses by a translation before them", self.covered)?;
+        writeln!(f, "hoisted       {} loads are looked up ahead of their loops", self.hoisted)?;
         writeln!(f, "runs          {} translations look at an argument's place first", self.runs)?;
         writeln!(f, "loops         {} guarded, {} that end by themselves", self.guarded_loops, self.counted_loops)?;
         writeln!(f, "barriers      {}", self.barriers)?;

@@ -68,6 +68,8 @@ struct Writer<'a> {
     statements: u32,
     /// Loads to come: drivers take long over kernels with many accesses.
     loads: u32,
+    /// Loads made before, with the loops' variables that there were: they are made again, whatever lies between.
+    made: Vec<(Load, Ty, Vec<Var>)>,
 }
 
 impl<'a> Writer<'a> {
@@ -90,6 +92,7 @@ impl<'a> Writer<'a> {
             fixed: Vec::new(),
             statements,
             loads,
+            made: Vec::new(),
         }
     }
 
@@ -495,6 +498,9 @@ impl<'a> Writer<'a> {
     /// A random way into a node: steps to an object that is loaded, then to a scalar in it.
     fn load(&mut self, node: NodeId, pointer: Expr) -> (Load, Ty) {
         self.loads = self.loads.saturating_sub(1);
+        if let Some(again) = self.again(node) {
+            return again;
+        }
         let (mut path, mut take) = (Vec::new(), Vec::new());
         let mut ty = self.types.nodes[node].ty;
         let whole = self.pick(&[0, 1, 1, 2, 2, 3, 9, 9, 9]);
@@ -530,7 +536,20 @@ impl<'a> Writer<'a> {
             }
         };
         let style = self.style(path.len());
-        (Load { from: Place { node, pointer, path, style }, take }, result)
+        let load = Load { from: Place { node, pointer, path, style }, take };
+        self.made.push((load.clone(), result, self.fixed.clone()));
+        (load, result)
+    }
+
+    /// A load of this node that was made before, where its loops' variables still mean something.
+    fn again(&mut self, node: NodeId) -> Option<(Load, Ty)> {
+        let known = |(load, _, fixed): &&(Load, Ty, Vec<Var>)| load.from.node == node && self.fixed.starts_with(fixed);
+        let able: Vec<(Load, Ty)> = self.made.iter().filter(known).map(|(load, ty, _)| (load.clone(), *ty)).collect();
+        if able.is_empty() || !self.chance(0.35) {
+            return None;
+        }
+        let at = self.random.random_range(0..able.len());
+        Some(able[at].clone())
     }
 
     /// A step to one of `count` parts: taken out of what is loaded, or on the way to it.

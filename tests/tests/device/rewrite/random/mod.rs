@@ -1,7 +1,7 @@
 //! Random plain shaders against an interpreter.
 //!
-//! Each program is rewritten and run cold and warm, replayed and live, with room and with as many frames as a workgroup needs; what it
-//! leaves in memory must be what the interpreter left. A program that fails is made smaller while it still fails, and printed.
+//! Each program is rewritten and run cold and warm, replayed and live, with room and with as many frames as a workgroup needs; replayed also
+//! hot, several times in a row, the last of them by its fast variant. What it leaves in memory must be what the interpreter left. A program that fails is made smaller while it still fails, and printed.
 //!
 //! `VKSVM_FUZZ_SECONDS` sets how long (default 5, CI sets 60), `VKSVM_FUZZ_SEED` repeats a run: the seed that is printed with a
 //! failure makes the failing program the first. `VKSVM_FUZZ_VERBOSE=1` says which program runs, and keeps its module.
@@ -84,8 +84,12 @@ struct How {
     tight: bool,
 }
 
-/// Runs a program cold and warm, if `tight` with no more frames than the workgroup that needs most; says what went wrong.
-fn run(svm: &Svm, program: &Program, random: &SmallRng, tight: bool) -> Result<(), String> {
+/// Launches in a row, nobody looking in between: the first maps what the CPU wrote, the second misses nothing, the third is fast.
+const HOT: u32 = 3;
+
+/// Runs a program; says what went wrong.
+fn run(svm: &Svm, program: &Program, random: &SmallRng, How { mode, tight }: How) -> Result<(), String> {
+    let replayed = mode == FaultMode::Replay;
     let types = &program.types;
     let mut buffers = Buffers {
         source: buffer(svm, types.buffer_bytes(0..types.destination())),
@@ -112,18 +116,34 @@ fn run(svm: &Svm, program: &Program, random: &SmallRng, tight: bool) -> Result<(
     let words = emit::emit(program);
     // SAFETY: the interpreter has shown that the program stays inside its buffers.
     let kernel = unsafe { svm.kernel("random", &bytes_of(&words)) }.map_err(|error| error.to_string())?;
-    for temperature in ["cold", "warm"] {
+    // Hot, each launch goes on from what the one before left.
+    let mut hot = expected.clone();
+    let lasts = replayed
+        && (1..HOT).all(|_| {
+            interpret::run(program, hot.clone()).is_ok_and(|run| {
+                hot = run.world;
+                true
+            })
+        });
+    for (temperature, launches) in [("cold", 1), ("warm", 1), ("hot", HOT)] {
+        let expected = match temperature {
+            "hot" if !lasts => continue,
+            "hot" => &hot,
+            _ => &expected,
+        };
         bytemuck::cast_slice_mut(&mut buffers.destination[..]).copy_from_slice(&world.destination.bytes);
         bytemuck::cast_slice_mut(&mut buffers.counters[..]).copy_from_slice(&world.counters.bytes);
-        let mut launch = kernel.launch([program.grid[0], program.grid[1], 1]);
-        for node in 0..types.nodes.len() {
-            let address = types.address(node, 0, world.source.base, world.destination.base);
-            launch = launch.value(address);
+        for _ in 0..launches {
+            let mut launch = kernel.launch([program.grid[0], program.grid[1], 1]);
+            for node in 0..types.nodes.len() {
+                let address = types.address(node, 0, world.source.base, world.destination.base);
+                launch = launch.value(address);
+            }
+            // A block ends at the alignment of its members.
+            let launch = launch.value(world.counters.base).value(program.count);
+            let launch = if kernel.module().argument_bytes.is_multiple_of(8) { launch.value(0u32) } else { launch };
+            launch.run().map_err(|error| format!("{temperature}: {error}"))?;
         }
-        // A block ends at the alignment of its members.
-        let launch = launch.value(world.counters.base).value(program.count);
-        let launch = if kernel.module().argument_bytes.is_multiple_of(8) { launch.value(0u32) } else { launch };
-        launch.run().map_err(|error| format!("{temperature}: {error}"))?;
         for (name, buffer, expected) in [
             ("source", &buffers.source, &expected.source),
             ("destination", &buffers.destination, &expected.destination),
@@ -156,10 +176,10 @@ impl Runtimes {
 
     fn run(&self, how: How, program: &Program, random: &SmallRng) -> Result<(), String> {
         if how.tight {
-            return run(&open(how.mode), program, random, true);
+            return run(&open(how.mode), program, random, how);
         }
         let svm = self.roomy.iter().find(|(mode, _)| *mode == how.mode).map(|(_, svm)| svm);
-        run(svm.expect("open for every mode"), program, random, false)
+        run(svm.expect("open for every mode"), program, random, how)
     }
 }
 
