@@ -16,9 +16,10 @@ use vksvm::device::layout::variant;
 use vksvm::kernel::KernelModule;
 use vksvm::kernel::rewrite::rewrite;
 
-const ROUNDS: u32 = 15;
+const ROUNDS: u32 = 31;
 
 pub(super) fn run(suite: &mut Suite) -> Result<()> {
+    first_results(suite)?;
     let svm = suite.open(|builder| builder)?;
     let n = suite.size(1u32 << 23, 1 << 22);
     let work = Stream::new(&svm, n, false, "raw_saxpy", spirv!("raw_saxpy"))?;
@@ -164,6 +165,53 @@ fn pipelines(suite: &mut Suite, svm: &Svm) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// From a module's bytes to its first result, drivers' compiling at the first dispatch included: with nothing on disk, and as a program's second
+/// start finds it, whose modules and whose driver's code are on disk. The peer has the same driver's cache or none.
+fn first_results(suite: &mut Suite) -> Result<()> {
+    let folder = std::env::temp_dir().join(format!("vksvm-bench-{}", std::process::id()));
+    for (metric, kept) in [("first result, nothing kept", false), ("first result, second start", true)] {
+        // SAFETY: nothing else of this process runs yet, or any more: each runtime below ends with its round of this loop.
+        unsafe {
+            std::env::set_var("MESA_SHADER_CACHE_DISABLE", if kept { "false" } else { "true" });
+            std::env::set_var("MESA_SHADER_CACHE_DIR", &folder);
+        }
+        let svm = suite.open(|builder| builder.cache(kept.then(|| folder.join("vksvm"))))?;
+        let spirv = spirv!("raw_saxpy");
+        first_result(suite, ("saxpy", spirv), metric, Stream::new(&svm, 4096, false, "raw_saxpy", spirv)?, &svm)?;
+        let spirv = spirv!("raw_gather");
+        first_result(suite, ("random gather", spirv), metric, Gather::new(&svm, 4096, spirv)?, &svm)?;
+        let spirv = spirv!("raw_tree");
+        first_result(suite, ("tree traversal", spirv), metric, Tree::new(&svm, 4096, 1024, spirv)?, &svm)?;
+    }
+    // SAFETY: as above.
+    unsafe {
+        std::env::remove_var("MESA_SHADER_CACHE_DISABLE");
+        std::env::remove_var("MESA_SHADER_CACHE_DIR");
+    }
+    // What stays behind is in the folder for temporary files.
+    let _ = std::fs::remove_dir_all(&folder);
+    Ok(())
+}
+
+fn first_result(
+    suite: &mut Suite,
+    (case, spirv): (&str, &[u8]),
+    metric: &str,
+    mut work: impl Workload,
+    svm: &Svm,
+) -> Result<()> {
+    let samples = suite.interleave(case, 9, 2, |which| {
+        let (time, done) = seconds(|| match which {
+            0 => idempotent(svm, "first", spirv).and_then(|kernel| work.launch(&kernel, Arguments::Pointers)),
+            _ => work.peer().make_and_run(spirv),
+        });
+        done.map(|()| time)
+    })?;
+    let row = suite.row(case, metric, "s", &samples[0]);
+    row.against("raw addresses", &samples[0], &samples[1]).wanted(Wanted::RatioAtMost(2.0));
     Ok(())
 }
 

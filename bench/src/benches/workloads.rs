@@ -43,6 +43,13 @@ impl Peer {
         // SAFETY: each workload's push constants name buffers that it keeps, of the size that its kernel goes over.
         unsafe { self.raw.run(&self.kernel, self.push.bytes(), self.groups) }
     }
+
+    /// Makes a pipeline of `spirv` and runs it.
+    pub(super) fn make_and_run(&mut self, spirv: &[u8]) -> Result<()> {
+        let kernel = self.raw.kernel("first", spirv, self.push.bytes().len())?;
+        // SAFETY: as in `run`.
+        unsafe { self.raw.run(&kernel, self.push.bytes(), self.groups) }
+    }
 }
 
 /// What the peer stored.

@@ -11,7 +11,7 @@ use rspirv::spirv::{MemoryAccess, Op, Word};
 use std::collections::{HashMap, HashSet};
 
 /// An address, but for a constant: a base and what is added to it at run time, with its factor.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     base: Word,
     terms: Vec<(Word, u32)>,

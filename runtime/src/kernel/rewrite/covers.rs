@@ -113,3 +113,52 @@ impl<'a> Covers<'a> {
         covers.push(Cover { block: self.block, span, writes: does != Does::Read, translated });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::rewrite::{RewriteStats, rewrite};
+
+    fn stats(name: &str) -> RewriteStats {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/shaders/plain/spv");
+        rewrite(&std::fs::read(format!("{folder}/{name}.spv")).unwrap()).unwrap().stats
+    }
+
+    fn span(offset: u64, bytes: u64, align: u64) -> Span {
+        Span { key: Key::default(), offset, bytes, align }
+    }
+
+    #[test]
+    fn only_an_alignment_says_that_two_accesses_are_on_one_page() {
+        assert!(span(12, 4, 4).is_beside(&span(0, 4, 16)), "within the sixteen bytes that the first promises");
+        assert!(span(0, 8, 16).is_beside(&span(8, 4, 4)), "the later one promises it");
+        assert!(span(4, 4, 4).is_beside(&span(4, 4, 4)));
+        assert!(!span(4, 4, 4).is_beside(&span(0, 4, 4)), "a page may end between them");
+        assert!(!span(12, 8, 4).is_beside(&span(0, 4, 16)), "it reaches past them");
+        assert!(!span(16, 4, 4).is_beside(&span(0, 4, 16)));
+        assert!(!span(PAGE, 4, 4).is_beside(&span(0, 4, 2 * PAGE)), "a page ends between them, whatever is promised");
+    }
+
+    #[test]
+    fn members_of_an_object_are_covered_by_the_first_across_stores_and_branches() {
+        let stats = stats("again_members");
+
+        assert_eq!((stats.loads, stats.stores), (7, 4));
+        assert_eq!((stats.translations, stats.covered), (2, 9));
+    }
+
+    #[test]
+    fn a_store_is_not_covered_by_a_load() {
+        let stats = stats("update");
+
+        assert_eq!((stats.loads, stats.stores, stats.translations, stats.covered), (2, 1, 3, 0));
+    }
+
+    #[test]
+    fn loads_that_a_loop_does_not_change_are_looked_up_ahead_of_it() {
+        assert_eq!(stats("invariant").hoisted, 1);
+        assert_eq!(stats("invariant_null").hoisted, 1);
+        // The next node is another each time round.
+        assert_eq!(stats("list").hoisted, 0);
+    }
+}
