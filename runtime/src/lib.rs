@@ -21,6 +21,8 @@ mod own_process;
 pub mod policy;
 mod prompt;
 pub mod rank;
+#[doc(hidden)]
+pub mod scarce;
 pub mod service;
 mod svm;
 mod sync;

@@ -101,6 +101,7 @@ impl PageRecords {
     /// Records for `pages` pages, all in state `Cpu`.
     pub fn new(pages: u32) -> std::io::Result<Self> {
         let bytes = pages as usize * size_of::<AtomicU32>();
+        crate::scarce::ask("reserving page records", rustix::io::Errno::NOMEM)?;
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
         let records = unsafe {
             rustix::mm::mmap_anonymous(

@@ -65,6 +65,7 @@ impl ThrashWatch {
         counters: Arc<Counters>,
     ) -> std::io::Result<Self> {
         let granules = home.views.pages().div_ceil(GRANULE_PAGES);
+        crate::scarce::ask("reserving thrash records", rustix::io::Errno::NOMEM)?;
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice.
         let records = unsafe {
             rustix::mm::mmap_anonymous(

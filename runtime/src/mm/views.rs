@@ -20,6 +20,7 @@
 mod holes;
 
 use crate::addr::{PAGE_SIZE, PageIndex, PageRange, VirtAddr};
+use crate::scarce::ask;
 use crate::track::Views;
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom};
@@ -197,13 +198,15 @@ impl OwnedViews {
         let start = self.addr_of(fresh.start).as_ptr().cast();
         // SAFETY: the span lies inside our own mapping, above the top, where nobody has been given
         // a pointer yet; making it accessible takes nothing away from anyone.
-        unsafe { rustix::mm::mprotect(start, fresh.bytes(), MprotectFlags::READ | MprotectFlags::WRITE) }.map_err(
-            |errno| ViewsError::Grow {
+        ask("growing the app view", Errno::NOMEM)
+            .and_then(|()| unsafe {
+                rustix::mm::mprotect(start, fresh.bytes(), MprotectFlags::READ | MprotectFlags::WRITE)
+            })
+            .map_err(|errno| ViewsError::Grow {
                 start: self.addr_of(fresh.start),
                 end: self.addr_of(fresh.end),
                 source: errno.into(),
-            },
-        )?;
+            })?;
         // Dumps are a convenience: the heap works without, so a refusal is of no interest.
         // SAFETY: as above; the advice changes what a core dump holds and nothing else.
         let _ = unsafe { rustix::mm::madvise(start, fresh.bytes(), Advice::LinuxDoDump) };
@@ -225,6 +228,7 @@ impl OwnedViews {
         }
         let offset = file_offset(pages.start);
         rustix::io::retry_on_intr(|| {
+            ask("punching a hole", Errno::NOMEM)?;
             rustix::fs::fallocate(
                 &self.memfd,
                 FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
@@ -256,6 +260,7 @@ impl OwnedViews {
         while !rest.is_empty() {
             let piece = PageRange::of_len(rest.start, rest.len().min(ALLOCATE_PAGES));
             rustix::io::retry_on_intr(|| {
+                ask("allocating home pages", Errno::NOSPC)?;
                 rustix::fs::fallocate(
                     &self.memfd,
                     FallocateFlags::empty(),
@@ -273,6 +278,18 @@ impl OwnedViews {
         Ok(())
     }
 
+    /// Fills the alias's page table in for `pages`, which have memory, so that who works there does not fault on each. Where that does not work (before
+    /// Linux 5.14) they do.
+    ///
+    /// # Panics
+    /// If `pages` reaches past the heap's end.
+    pub fn populate(&self, pages: PageRange) {
+        assert!(pages.end.0 <= self.pages, "{pages:?} reach past the heap's {} pages", self.pages);
+        let start = self.alias_ptr(pages.start).cast();
+        // SAFETY: the range lies in the alias; its page table is filled in, and nothing else changes.
+        let _ = unsafe { rustix::mm::madvise(start, pages.bytes(), Advice::LinuxPopulateWrite) };
+    }
+
     /// Writes `pages` from `contents`, giving them memory as needed: for pages that may have none this costs less than storing
     /// through the alias, which would fault on each and have it cleared first.
     ///
@@ -288,7 +305,9 @@ impl OwnedViews {
         let start = file_offset(pages.start);
         let mut done = 0;
         while done < contents.len() {
-            match rustix::io::pwrite(&self.memfd, &contents[done..], start + done as u64) {
+            let written = ask("writing home pages", Errno::NOSPC)
+                .and_then(|()| rustix::io::pwrite(&self.memfd, &contents[done..], start + done as u64));
+            match written {
                 Ok(written) => done += written,
                 Err(Errno::INTR) => {}
                 Err(errno) => {
@@ -392,13 +411,17 @@ fn open_memfd(bytes: u64) -> Result<OwnedFd, ViewsError> {
     }
     let fail = |remedy| move |errno: Errno| ViewsError::Memfd { bytes, source: errno.into(), remedy };
     let flags = MemfdFlags::CLOEXEC;
+    let no_file = "Close file descriptors or raise their limit (ulimit -n); Linux 3.17 or later is needed";
+    ask("making the heap's file", Errno::NFILE).map_err(fail(no_file))?;
     let memfd = match rustix::fs::memfd_create("vksvm-heap", flags | MemfdFlags::NOEXEC_SEAL) {
         // Kernels before 6.3 do not know the flag.
         Err(Errno::INVAL) => rustix::fs::memfd_create("vksvm-heap", flags),
         other => other,
     }
-    .map_err(fail("Close file descriptors or raise their limit (ulimit -n); Linux 3.17 or later is needed"))?;
-    rustix::fs::ftruncate(&memfd, bytes).map_err(fail("Open a smaller heap"))?;
+    .map_err(fail(no_file))?;
+    ask("sizing the heap's file", Errno::NOMEM)
+        .and_then(|()| rustix::fs::ftruncate(&memfd, bytes))
+        .map_err(fail("Open a smaller heap"))?;
     Ok(memfd)
 }
 
@@ -418,6 +441,7 @@ impl Mapping {
         let bytes = bytes as usize;
         // mmap cannot be asked for an alignment: take more than needed, keep the aligned part of it.
         // SAFETY: a new anonymous mapping where the kernel likes; it replaces nothing.
+        ask("reserving a view", Errno::NOMEM).map_err(fail)?;
         let scout = unsafe {
             rustix::mm::mmap_anonymous(
                 null_mut(),
@@ -429,6 +453,7 @@ impl Mapping {
         .map_err(fail)?;
         let mut scout = Self { base: scout.expose_provenance(), bytes: bytes + align };
         let base = scout.base.next_multiple_of(align);
+        ask("mapping a view", Errno::NOMEM).map_err(fail)?;
         // SAFETY: [base, base + bytes) lies inside the scout mapping, which is ours and which nobody uses;
         // MAP_FIXED replaces exactly that part of it.
         unsafe {
@@ -451,7 +476,8 @@ impl Mapping {
         let mapping = Self { base, bytes };
         for advice in [Advice::LinuxDontFork, Advice::LinuxDontDump] {
             // SAFETY: the mapping is ours and new; the advice concerns fork and core dumps only.
-            unsafe { rustix::mm::madvise(std::ptr::with_exposed_provenance_mut(base), bytes, advice) }.map_err(fail)?;
+            let advised = unsafe { rustix::mm::madvise(std::ptr::with_exposed_provenance_mut(base), bytes, advice) };
+            ask("advising a view", Errno::NOMEM).and(advised).map_err(fail)?;
         }
         Ok(mapping)
     }

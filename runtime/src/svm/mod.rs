@@ -24,12 +24,14 @@ use crate::mm::space::AddressSpace;
 use crate::mm::views::ViewsError;
 use crate::mm::vma::Permission;
 use crate::observe::{Counters, Stats};
+use crate::scarce::ask;
 use crate::service::{DeviceMirror, LostPages};
 use crate::track::{self, TrackError};
 use builder::SharedHeap;
 use choose::{Chosen, frames_in};
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -158,6 +160,7 @@ impl Svm {
             options,
             receiver,
         )?;
+        ask("starting the executor", Errno::AGAIN).map_err(|error| OpenError::Start(error.to_string()))?;
         let thread = std::thread::Builder::new()
             .name("vksvm-executor".into())
             .spawn(move || {

@@ -23,6 +23,7 @@ impl HandlerThreads {
         let _blocked = SignalsBlocked::new();
         for index in 0..count {
             let body = Arc::clone(&body);
+            crate::scarce::ask("starting a fault handler", rustix::io::Errno::AGAIN)?;
             let thread = thread::Builder::new().name("vksvm-fault".into()).spawn(move || {
                 let _fault_path = FaultPathGuard::enter();
                 crate::prompt::make_prompt();

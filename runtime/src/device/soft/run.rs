@@ -84,8 +84,10 @@ impl Workers {
                     let _ = report.send(());
                 }
             };
-            let thread = std::thread::Builder::new().name("vksvm-soft".into()).spawn(body);
             let failed = |reason: String| DeviceError::Call { call: "starting a worker thread", reason };
+            crate::scarce::ask("starting a worker", rustix::io::Errno::AGAIN)
+                .map_err(|error| failed(error.to_string()))?;
+            let thread = std::thread::Builder::new().name("vksvm-soft".into()).spawn(body);
             workers.threads.push(thread.map_err(|error| failed(error.to_string()))?);
             workers.work.push(sender);
             workers.ids.push(id.recv().map_err(|error| failed(error.to_string()))?);

@@ -1,8 +1,10 @@
 //! A command buffer that is recorded, submitted and waited for by one caller at a time.
 
-use super::context::{Context, Lane, failed};
+use super::context::{Context, Lane, failed, out_of};
 use crate::device::DeviceError;
+use crate::scarce::ask;
 use ash::vk;
+use rustix::io::Errno;
 use std::sync::Arc;
 
 /// One command pool with one buffer. Whoever uses it holds it exclusively until the submission is done.
@@ -25,6 +27,7 @@ impl Recorder {
         let info = vk::CommandPoolCreateInfo::default()
             .queue_family_index(line.family)
             .flags(vk::CommandPoolCreateFlags::RESET_COMMAND_BUFFER | vk::CommandPoolCreateFlags::TRANSIENT);
+        out_of(ask("vkCreateCommandPool", Errno::NOMEM)).map_err(failed("vkCreateCommandPool"))?;
         // SAFETY: the family exists; the pool is destroyed by Drop.
         let pool = unsafe { line.device.create_command_pool(&info, None) }.map_err(failed("vkCreateCommandPool"))?;
         let mut recorder = Self { context: context.clone(), lane, pool, buffer: vk::CommandBuffer::null() };
@@ -32,6 +35,7 @@ impl Recorder {
             .command_pool(pool)
             .level(vk::CommandBufferLevel::PRIMARY)
             .command_buffer_count(1);
+        out_of(ask("vkAllocateCommandBuffers", Errno::NOMEM)).map_err(failed("vkAllocateCommandBuffers"))?;
         // SAFETY: the pool was just made and is used by this thread alone.
         recorder.buffer =
             unsafe { line.device.allocate_command_buffers(&info) }.map_err(failed("vkAllocateCommandBuffers"))?[0];

@@ -10,9 +10,15 @@ use crate::device::{DeviceError, MemoryBudget};
 use ash::vk;
 use gpu_allocator::vulkan::{Allocator, AllocatorCreateDesc};
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use std::ffi::CStr;
 use std::mem::ManuallyDrop;
 use std::time::Duration;
+
+/// A refusal on request (`scarce.rs`) as Vulkan's.
+pub(super) fn out_of(asked: Result<(), Errno>) -> Result<(), vk::Result> {
+    asked.map_err(|_| vk::Result::ERROR_OUT_OF_HOST_MEMORY)
+}
 
 /// Turns a Vulkan result into an error that names the call.
 pub(super) fn failed(call: &'static str) -> impl Fn(vk::Result) -> DeviceError {

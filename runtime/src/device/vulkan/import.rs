@@ -3,10 +3,12 @@
 //! On devices that compute on the CPU the import is the mapping itself: nothing is pinned, and pages that are given back and made anew
 //! are seen at once. Elsewhere drivers pin the pages that the mapping has when it is imported.
 
-use super::context::{Context, failed};
+use super::context::{Context, failed, out_of};
 use crate::addr::{DeviceAddress, PAGE_SHIFT};
 use crate::device::{DeviceError, HomeWindow, HostImport};
+use crate::scarce::ask;
 use ash::vk;
+use rustix::io::Errno;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -63,6 +65,7 @@ impl Window {
             .usage(vk::BufferUsageFlags::STORAGE_BUFFER | vk::BufferUsageFlags::SHADER_DEVICE_ADDRESS)
             .sharing_mode(vk::SharingMode::EXCLUSIVE)
             .push_next(&mut external);
+        out_of(ask("making a window's buffer", Errno::NOMEM)).map_err(failed("vkCreateBuffer"))?;
         // SAFETY: the create info is well formed; destroyed by Drop, on errors below too.
         window.buffer = unsafe { device.create_buffer(&info, None) }.map_err(failed("vkCreateBuffer"))?;
         // SAFETY: the buffer was just made.
@@ -89,6 +92,7 @@ impl Window {
             .memory_type_index(kind as u32)
             .push_next(&mut imported)
             .push_next(&mut flags);
+        out_of(ask("importing home pages", Errno::NOMEM)).map_err(failed("vkAllocateMemory"))?;
         // SAFETY: pointer and size are multiples of the required alignment (see `offer`), and the memory stays mapped.
         window.memory = unsafe { device.allocate_memory(&allocate, None) }.map_err(failed("vkAllocateMemory"))?;
         // SAFETY: bound once, at its start, to memory of its size.

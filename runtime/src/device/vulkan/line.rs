@@ -1,9 +1,11 @@
 //! A queue with a timeline of its own: submissions are numbered, and waited for by number.
 
-use super::context::failed;
+use super::context::{failed, out_of};
 use crate::device::DeviceError;
+use crate::scarce::ask;
 use ash::vk;
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use std::time::Duration;
 
 /// A queue of a logical device. The timeline is destroyed on drop, before the device must be.
@@ -31,6 +33,7 @@ impl Line {
     /// Queue `index` of `family`, which the device was made with.
     pub(super) fn new(device: &ash::Device, family: u32, index: u32) -> Result<Self, DeviceError> {
         let mut kind = vk::SemaphoreTypeCreateInfo::default().semaphore_type(vk::SemaphoreType::TIMELINE);
+        out_of(ask("vkCreateSemaphore", Errno::NOMEM)).map_err(failed("vkCreateSemaphore"))?;
         // SAFETY: the device is live and the create info well formed.
         let timeline =
             unsafe { device.create_semaphore(&vk::SemaphoreCreateInfo::default().push_next(&mut kind), None) }

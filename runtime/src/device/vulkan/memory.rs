@@ -2,12 +2,14 @@
 //! logical device.
 
 use super::beside::Plain;
-use super::context::{Context, failed};
+use super::context::{Context, failed, out_of};
 use crate::addr::{DeviceAddress, PAGE_SIZE};
 use crate::device::{DeviceError, SharedMemory, Slab};
+use crate::scarce::ask;
 use ash::vk;
 use gpu_allocator::MemoryLocation;
 use gpu_allocator::vulkan::{Allocation, AllocationCreateDesc, AllocationScheme};
+use rustix::io::Errno;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -38,6 +40,7 @@ impl Buffer {
             None => info.sharing_mode(vk::SharingMode::EXCLUSIVE),
         };
         let out_of_memory = || DeviceError::OutOfMemory { what: name, bytes: bytes as u64 };
+        out_of(ask("vkCreateBuffer", Errno::NOMEM)).map_err(failed("vkCreateBuffer"))?;
         // SAFETY: the create info is well formed; the handle is destroyed on every path below or by Drop.
         let handle = unsafe { context.device.create_buffer(&info, None) }.map_err(failed("vkCreateBuffer"))?;
         // SAFETY: the buffer was just made.
@@ -54,9 +57,12 @@ impl Buffer {
                 AllocationScheme::GpuAllocatorManaged
             },
         });
-        let allocation = match allocated {
-            Ok(allocation) => allocation,
-            Err(_) => {
+        let allocation = match (allocated, ask("allocating device memory", Errno::NOMEM)) {
+            (Ok(allocation), Ok(())) => allocation,
+            (allocated, _) => {
+                if let Ok(allocation) = allocated {
+                    let _ = context.allocator.lock().free(allocation);
+                }
                 // SAFETY: made above, used by nobody.
                 unsafe { context.device.destroy_buffer(handle, None) };
                 return Err(out_of_memory());

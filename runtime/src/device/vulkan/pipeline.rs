@@ -1,11 +1,13 @@
 //! Pipelines: one for each kernel and variant, made when first needed.
 
-use super::context::{Context, failed};
+use super::context::{Context, failed, out_of};
 use crate::device::DeviceError;
 use crate::device::layout::variant;
 use crate::kernel::{Code, KernelModule};
+use crate::scarce::ask;
 use ash::vk;
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::sync::Arc;
@@ -33,12 +35,14 @@ impl Pipeline {
             offset: 0,
             size: push_bytes.next_multiple_of(4) as u32,
         }];
+        out_of(ask("vkCreatePipelineLayout", Errno::NOMEM)).map_err(failed("vkCreatePipelineLayout"))?;
         // SAFETY: the create info is well formed; the layout is destroyed by Drop.
         let layout = unsafe {
             device.create_pipeline_layout(&vk::PipelineLayoutCreateInfo::default().push_constant_ranges(&ranges), None)
         }
         .map_err(failed("vkCreatePipelineLayout"))?;
         let mut pipeline = Self { context: context.clone(), handle: vk::Pipeline::null(), layout };
+        out_of(ask("vkCreateShaderModule", Errno::NOMEM)).map_err(failed("vkCreateShaderModule"))?;
         // SAFETY: the words are a SPIR-V module; whether a valid one is the promise made to `Svm::kernel`.
         let module = unsafe { device.create_shader_module(&vk::ShaderModuleCreateInfo::default().code(words), None) }
             .map_err(refused)?;
@@ -58,6 +62,8 @@ impl Pipeline {
         // SAFETY: pipelines do not need their module once made.
         unsafe { device.destroy_shader_module(module, None) };
         pipeline.handle = made.map_err(|(_, result)| refused(result))?[0];
+        // Once it is made: what failed is then destroyed.
+        out_of(ask("vkCreateComputePipelines", Errno::NOMEM)).map_err(failed("vkCreateComputePipelines"))?;
         Ok(pipeline)
     }
 }

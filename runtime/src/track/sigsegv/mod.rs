@@ -31,6 +31,7 @@ use super::process::ProcessId;
 use super::threads::{HandlerThreads, resolve, resolve_at_once};
 use super::{CpuFault, FaultHandler, FaultOutcome, Protection, TrackError, Tracker, TrackerKind, Views};
 use crate::addr::{PageIndex, PageRange};
+use crate::scarce::ask;
 use parking_lot::Mutex;
 use plan::{Allowed, Plan};
 use region::{Answer, Region};
@@ -240,7 +241,8 @@ impl Core {
         };
         // SAFETY: the pages lie in the app view, whose protection `open`'s caller handed to the tracker;
         // accesses that this forbids wait in the signal handler.
-        unsafe { rustix::mm::mprotect(start, pages.bytes(), flags) }
+        ask("protecting the app view", Errno::NOMEM)
+            .and_then(|()| unsafe { rustix::mm::mprotect(start, pages.bytes(), flags) })
     }
 
     /// Resolves faults until the region closes: at once on thread 0, which never waits, and the rest on the others.

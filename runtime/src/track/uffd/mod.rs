@@ -43,6 +43,7 @@ use super::process::ProcessId;
 use super::threads::HandlerThreads;
 use super::{FaultHandler, Protection, TrackError, Tracker, TrackerKind, Views};
 use crate::addr::{PageIndex, PageRange};
+use crate::scarce::ask;
 use foreign::Gone;
 use mail::Mail;
 use parking_lot::Mutex;
@@ -106,6 +107,7 @@ impl UffdTracker {
     pub unsafe fn open(views: Views, options: &TrackerOptions) -> Result<Self, TrackerUnavailable> {
         let (raw, privilege, features) = negotiate()?;
         let no_eventfd = |error| unavailable("making an eventfd", error, OPEN_REMEDY);
+        ask("making eventfds", Errno::NFILE).map_err(no_eventfd)?;
         let stop_event = eventfd(0, EventfdFlags::CLOEXEC).map_err(no_eventfd)?;
         let core = Core {
             raw,
@@ -313,7 +315,8 @@ impl Core {
         let start = std::ptr::with_exposed_provenance_mut(start);
         // SAFETY: the pages lie in the app view and are watched. The mapping is shared, so its contents
         // live in the memfd and dropping entries loses nothing: a touch waits until they are back.
-        let dropped = unsafe { rustix::mm::madvise(start, bytes, rustix::mm::Advice::LinuxDontNeed) };
+        let dropped = ask("dropping entries of the app view", Errno::NOMEM)
+            .and_then(|()| unsafe { rustix::mm::madvise(start, bytes, rustix::mm::Advice::LinuxDontNeed) });
         if dropped != Err(Errno::INVAL) {
             return dropped;
         }

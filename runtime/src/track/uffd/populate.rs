@@ -3,6 +3,7 @@
 use super::super::Protection;
 use super::Core;
 use crate::addr::{PAGE_SIZE, PageIndex, PageRange};
+use crate::scarce::ask;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use std::os::fd::BorrowedFd;
@@ -76,7 +77,9 @@ impl Core {
         let memfd = unsafe { BorrowedFd::borrow_raw(self.views.memfd) };
         let piece = PageRange::of_len(rest.start, rest.len().min(ALLOCATE_PAGES));
         let offset = u64::from(piece.start.0) * PAGE_SIZE as u64;
-        match fallocate(memfd, FallocateFlags::empty(), offset, piece.bytes() as u64) {
+        let allocated = ask("filling a hole", Errno::NOSPC)
+            .and_then(|()| fallocate(memfd, FallocateFlags::empty(), offset, piece.bytes() as u64));
+        match allocated {
             Ok(()) | Err(Errno::INTR) => Ok(0),
             Err(error) => Err(error),
         }

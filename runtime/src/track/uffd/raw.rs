@@ -6,6 +6,7 @@
 //! [`Uffd::register`], which is therefore the one `unsafe` door.
 
 use crate::addr::{Access, PAGE_SIZE};
+use crate::scarce::ask;
 use linux_raw_sys::general::{
     self as sys, uffdio_api, uffdio_continue, uffdio_range, uffdio_register, uffdio_writeprotect, uffdio_zeropage,
 };
@@ -228,6 +229,7 @@ impl Uffd {
     pub(super) unsafe fn register(&self, span: Span) -> Result<(), Errno> {
         let mode = sys::UFFDIO_REGISTER_MODE_MISSING | sys::UFFDIO_REGISTER_MODE_MINOR | sys::UFFDIO_REGISTER_MODE_WP;
         let mut register = uffdio_register { range: span.into(), mode: mode.into(), ioctls: 0 };
+        ask("UFFDIO_REGISTER", Errno::NOMEM)?;
         // SAFETY: the opcode's operand is `uffdio_register`; the range is the caller's to give.
         unsafe {
             ioctl(&self.fd, Updater::<{ update::<uffdio_register>(sys::_UFFDIO_REGISTER) }, _>::new(&mut register))
@@ -255,6 +257,8 @@ impl Uffd {
     /// `EXIST` when the first page has contents, `AGAIN` to try again.
     pub(super) fn zeropage(&self, span: Span) -> Result<usize, Errno> {
         let mut zeropage = uffdio_zeropage { range: span.into(), mode: ZEROPAGE_MODE_DONTWAKE, zeropage: 0 };
+        ask("UFFDIO_ZEROPAGE", Errno::NOMEM)?;
+        ask("UFFDIO_ZEROPAGE beside an event", Errno::AGAIN)?;
         // SAFETY: the opcode's operand is `uffdio_zeropage`. Only pages without contents in
         // registered memory are filled, with what a hole reads as anyway.
         let done = unsafe {
@@ -271,6 +275,8 @@ impl Uffd {
     pub(super) fn continue_(&self, span: Span, protect: bool) -> Result<usize, Errno> {
         let mode = CONTINUE_MODE_DONTWAKE | if protect { CONTINUE_MODE_WP } else { 0 };
         let mut continue_ = uffdio_continue { range: span.into(), mode, mapped: 0 };
+        ask("UFFDIO_CONTINUE", Errno::NOMEM)?;
+        ask("UFFDIO_CONTINUE beside an event", Errno::AGAIN)?;
         // SAFETY: the opcode's operand is `uffdio_continue`. Registered memory shows the contents
         // that its file has, nothing is overwritten.
         let done = unsafe {
@@ -284,6 +290,8 @@ impl Uffd {
         // DONTWAKE is refused together with WP, which never wakes.
         let mode = if protect { WRITEPROTECT_MODE_WP } else { WRITEPROTECT_MODE_DONTWAKE };
         let mut writeprotect = uffdio_writeprotect { range: span.into(), mode };
+        ask("UFFDIO_WRITEPROTECT", Errno::NOMEM)?;
+        ask("UFFDIO_WRITEPROTECT beside an event", Errno::AGAIN)?;
         // SAFETY: the opcode's operand is `uffdio_writeprotect`. Only registered memory is affected.
         unsafe {
             ioctl(
