@@ -4,7 +4,7 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::time::Instant;
-use vksvm::{Builder, Svm};
+use vksvm::{Builder, Placement, Svm};
 
 /// What a figure should reach, as the project's issues state it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -117,6 +117,11 @@ impl Suite {
         self.device = format!("{} ({})", info.device, info.driver);
         self.tracker = info.tracker.to_string();
         Ok(svm)
+    }
+
+    /// Opens the runtime with options, and with pages that move to the device, also where it would be faster to use them at home.
+    pub(crate) fn open_moving(&mut self, options: impl FnOnce(Builder) -> Builder) -> Result<Svm> {
+        self.open(|builder| options(builder.placement(Placement::Copy)))
     }
 
     /// Whether `case` is among those asked for.

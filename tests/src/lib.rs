@@ -1,7 +1,7 @@
 //! What the device tests share: opening the runtime and failing on any message of the validation layers.
 
 use std::ops::Deref;
-use vksvm::{Builder, Svm};
+use vksvm::{Builder, Placement, Svm};
 
 /// The kernels under `tests/shaders`.
 #[macro_export]
@@ -17,6 +17,11 @@ pub struct Fixture(Option<Svm>);
 /// Opens the runtime as the environment says.
 pub fn open() -> Fixture {
     with(|builder| builder)
+}
+
+/// Opens the runtime with options, and with pages that move to the device whatever is faster there: for tests of their moving.
+pub fn moving(options: impl FnOnce(Builder) -> Builder) -> Fixture {
+    with(|builder| options(builder.placement(Placement::Copy)))
 }
 
 /// Opens the runtime with options.

@@ -29,7 +29,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Ray-trace a pointer tree on the device and compare with the CPU (ends with `demo: ok`)
+    /// Ray-trace a pointer tree on the device, with pages that move, and compare with the CPU (ends with `demo: ok`)
     Demo(run::Demo),
     /// Run one of the sample programs on the device
     Run(run::Run),

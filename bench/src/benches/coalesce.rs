@@ -46,7 +46,7 @@ fn small_vmas(suite: &mut Suite, count: usize) -> Result<()> {
     if !suite.wants(&name) {
         return Ok(());
     }
-    let svms = [suite.open(|builder| builder)?, suite.open(|builder| builder.prefetch(false))?];
+    let svms = [suite.open_moving(|builder| builder)?, suite.open_moving(|builder| builder.prefetch(false))?];
     let mut parts = Vec::new();
     for svm in &svms {
         let pages = SinglePages::new(svm, count)?;
@@ -79,7 +79,7 @@ fn pattern(suite: &mut Suite, name: &str, pages: usize, list: &[u32], launches: 
         return Ok(());
     }
     let n = list.len();
-    let svms = [suite.open(|builder| builder)?, suite.open(|builder| builder.prefetch(false))?];
+    let svms = [suite.open_moving(|builder| builder)?, suite.open_moving(|builder| builder.prefetch(false))?];
     let mut parts = Vec::new();
     for svm in &svms {
         let heap = svm.heap();

@@ -9,6 +9,7 @@ use crate::harness::{Samples, Suite, Wanted, seconds};
 use crate::kernels::{Push, Raw, STREAM_GROUP, idempotent};
 use crate::spirv;
 use anyhow::{Context, Result, ensure};
+use vksvm::Svm;
 use vksvm::device::vulkan::{RawBuffer, RawCommand, RawKernel, RawMemory, RawStream};
 
 const ROUNDS: u32 = 7;
@@ -18,22 +19,29 @@ const PIECE: usize = 1 << 20;
 const RING: usize = 3;
 
 pub(super) fn run(suite: &mut Suite) -> Result<()> {
+    let svm = suite.open(|builder| builder)?;
+    measure(suite, &svm, "default placement")?;
+    drop(svm);
+    let svm = suite.open_moving(|builder| builder)?;
+    measure(suite, &svm, "placement copy")
+}
+
+fn measure(suite: &mut Suite, svm: &Svm, placement: &str) -> Result<()> {
     // x and y are copied in, z comes out: 512 MiB are touched by reading, half as much by writing.
     let n = suite.size(64usize << 20, 8 << 20);
-    let svm = suite.open(|builder| builder)?;
-    let kernel = idempotent(&svm, "saxpy", spirv!("saxpy"))?;
-    let arrays = idempotent(&svm, "array_saxpy", spirv!("array_saxpy"))?;
+    let kernel = idempotent(svm, "saxpy", spirv!("saxpy"))?;
+    let arrays = idempotent(svm, "array_saxpy", spirv!("array_saxpy"))?;
     let mut parts = Vec::new();
     let heap = svm.heap();
     let xs: Vec<f32> = (0..n).map(|i| (i % 1000) as f32).collect();
     let ys: Vec<f32> = (0..n).map(|i| (i % 77) as f32).collect();
     let expected: f64 = xs.iter().zip(&ys).map(|(&x, &y)| f64::from(2.0 * x + y)).sum();
     let sum = |z: &[f32]| z.iter().map(|&z| f64::from(z)).sum::<f64>();
-    let mut staging = Staging::new(Raw::new(&svm)?)?;
-    let mut mapped = Mapped::new(Raw::new(&svm)?, n)?;
+    let mut staging = Staging::new(Raw::new(svm)?)?;
+    let mut mapped = Mapped::new(Raw::new(svm)?, n)?;
     let mut memcpy = Memcpy::new(64 << 20);
     let mut result = vec![0f32; n];
-    let case = format!("saxpy, {} MiB", (n * 8) >> 20);
+    let case = format!("saxpy, {} MiB, {placement}", (n * 8) >> 20);
     let samples = suite.interleave(&case, ROUNDS, 5, |which| {
         let (time, total) = match which {
             0 | 4 => {

@@ -18,7 +18,7 @@ const ROUNDS: u32 = 9;
 const WORDS: usize = 1024;
 
 pub(super) fn run(suite: &mut Suite) -> Result<()> {
-    let svm = suite.open(|builder| builder)?;
+    let svm = suite.open_moving(|builder| builder)?;
     let kernel = idempotent(&svm, "touch", spirv!("touch"))?;
     let heap = svm.heap();
     let most = 65_536usize;

@@ -24,7 +24,7 @@ const WORDS: usize = 1024;
 const FAULTS: usize = 1024;
 
 pub(super) fn run(suite: &mut Suite) -> Result<()> {
-    let svm = suite.open(|builder| builder)?;
+    let svm = suite.open_moving(|builder| builder)?;
     write_to_shared(suite, &svm)?;
     read_of_dirty(suite, &svm)?;
     scan(suite, &svm)

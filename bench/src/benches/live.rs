@@ -27,8 +27,8 @@ pub(super) fn run(suite: &mut Suite) -> Result<()> {
     // Live first: it decides how many threads the driver starts, for both.
     // Pages are taken from the kernel again and again, which the policy against thrashing would put off.
     let thrash = ThrashOptions { policy: ThrashPolicy::Off, ..ThrashOptions::default() };
-    let live = suite.open(|builder| builder.fault_mode(FaultMode::Live).thrash(thrash))?;
-    let replay = suite.open(|builder| builder.fault_mode(FaultMode::Replay).thrash(thrash))?;
+    let live = suite.open_moving(|builder| builder.fault_mode(FaultMode::Live).thrash(thrash))?;
+    let replay = suite.open_moving(|builder| builder.fault_mode(FaultMode::Replay).thrash(thrash))?;
     let mut parts = Parts::new(&live)?;
     if suite.wants("one waiting") {
         one_waiting(suite, &live, &mut parts)?;

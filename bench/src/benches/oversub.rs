@@ -43,7 +43,7 @@ trait Pattern {
 }
 
 fn open(suite: &mut Suite, frames: usize, trace: bool) -> Result<Svm> {
-    suite.open(|builder| {
+    suite.open_moving(|builder| {
         // Some frames more, for the words that are no part of the data.
         builder.frames(frames as u32 + 16).placement(Placement::Copy).trace_uses(trace)
     })

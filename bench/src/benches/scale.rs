@@ -98,7 +98,7 @@ fn vmas(suite: &mut Suite) -> Result<()> {
     let counts = suite.size(vec![100usize, 10_000, 100_000, 1_000_000], vec![100, 10_000, 100_000]);
     let mut parts = Vec::new();
     for &count in &counts {
-        let svm = suite.open(|builder| builder)?;
+        let svm = suite.open_moving(|builder| builder)?;
         let kernel = idempotent(&svm, "touch", spirv!("touch"))?;
         // As many pages in all cases, far apart from each other, in as many VMAs as the case says.
         let (pages, base, list) = if count < FAULTS {
@@ -149,7 +149,7 @@ fn heaps(suite: &mut Suite) -> Result<()> {
     let sizes = suite.size(vec![1u64, 16, 64, 256, 1000], vec![1, 16, 64]);
     let mut parts = Vec::new();
     for &gib in &sizes {
-        let svm = suite.open(|builder| builder)?;
+        let svm = suite.open_moving(|builder| builder)?;
         let kernel = idempotent(&svm, "touch", spirv!("touch"))?;
         let data = svm.heap().vec_zeroed::<u32>((gib as usize) << 28)?;
         let pages = (gib as usize) << 18;
@@ -173,7 +173,7 @@ fn heaps(suite: &mut Suite) -> Result<()> {
 }
 
 fn threads(suite: &mut Suite) -> Result<()> {
-    let svm = suite.open(|builder| builder)?;
+    let svm = suite.open_moving(|builder| builder)?;
     let kernel = idempotent(&svm, "touch", spirv!("touch"))?;
     let pages = 8192usize;
     let mut data = svm.heap().vec_zeroed::<u32>(pages * 1024)?;

@@ -44,10 +44,10 @@ fn contestants(suite: &mut Suite, options: impl Fn(Builder) -> Builder) -> Resul
     let policy = |policy| ThrashOptions { policy, ..ThrashOptions::default() };
     let mut games = Vec::new();
     for which in [ThrashPolicy::Off, ThrashPolicy::Throttle, ThrashPolicy::Full] {
-        games.push(Game::new(suite.open(|builder| options(builder).thrash(policy(which)))?)?);
+        games.push(Game::new(suite.open_moving(|builder| options(builder).thrash(policy(which)))?)?);
     }
     let at_home = |builder| options(builder).thrash(policy(ThrashPolicy::Off)).placement(vksvm::Placement::Remote);
-    games.push(Game::new(suite.open(at_home)?)?);
+    games.push(Game::new(suite.open_moving(at_home)?)?);
     Ok(games)
 }
 
@@ -292,8 +292,8 @@ fn sharing(suite: &mut Suite, games: &[Game], case: &str, apart: usize) -> Resul
 /// Work in which CPU and kernels take turns by launches: nothing to fight over, and nothing the policy may cost.
 fn peaceful(suite: &mut Suite) -> Result<()> {
     let policy = |policy| ThrashOptions { policy, ..ThrashOptions::default() };
-    let off = suite.open(|builder| builder.thrash(policy(ThrashPolicy::Off)))?;
-    let full = suite.open(|builder| builder.thrash(policy(ThrashPolicy::Full)))?;
+    let off = suite.open_moving(|builder| builder.thrash(policy(ThrashPolicy::Off)))?;
+    let full = suite.open_moving(|builder| builder.thrash(policy(ThrashPolicy::Full)))?;
     let pages = suite.size(16_384usize, 4096);
     for (case, pages, repeats) in [("launches and reads in turn", 16, 50), ("cold stream", pages, 1)] {
         if !suite.wants(case) {

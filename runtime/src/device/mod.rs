@@ -72,17 +72,20 @@ pub struct MemoryTimes {
 }
 
 impl MemoryTimes {
-    /// As bytes, to be kept.
-    pub(crate) fn encode(self) -> Vec<u8> {
-        [self.frames, self.home, self.sparse, self.copy].map(u64::to_le_bytes).concat()
+    /// Trials as bytes, to be kept.
+    pub(crate) fn encode(trials: &[Self]) -> Vec<u8> {
+        trials.iter().flat_map(|it| [it.frames, it.home, it.sparse, it.copy]).flat_map(u64::to_le_bytes).collect()
     }
 
     /// What was kept, if it is that.
-    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        let words = bytes.as_chunks::<8>();
-        let [frames, home, sparse, copy] = *words.0 else { return None };
-        let [frames, home, sparse, copy] = [frames, home, sparse, copy].map(u64::from_le_bytes);
-        (words.1.is_empty() && frames > 0 && home > 0).then_some(Self { frames, home, sparse, copy })
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Vec<Self>> {
+        let (trials, []) = bytes.as_chunks::<32>() else { return None };
+        let trials = trials.iter().map(|trial| {
+            let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| trial[8 * at + byte]));
+            let [frames, home, sparse, copy] = std::array::from_fn(word);
+            (frames > 0 && home > 0).then_some(Self { frames, home, sparse, copy })
+        });
+        trials.collect::<Option<Vec<_>>>().filter(|trials| !trials.is_empty())
     }
 }
 
@@ -242,8 +245,8 @@ pub trait Device: Send + Sync {
     }
 
     /// How long kernels take for memory in frames and at home, where both are the same memory; nothing where they are not, or home memory cannot be
-    /// imported. Measured in a few milliseconds, or kept from an earlier run.
-    fn measure_memory(&self) -> Option<Result<MemoryTimes, DeviceError>> {
+    /// imported. Trials one after the other, measured in some ten milliseconds or kept from an earlier run.
+    fn measure_memory(&self) -> Option<Result<Vec<MemoryTimes>, DeviceError>> {
         None
     }
 

@@ -14,7 +14,7 @@ mod writes;
 pub use density::fill_up;
 pub use guards::Guards;
 pub use optimal::{Misses, optimal};
-pub use placement::{Habit, Wanted, eviction_rank, fastest, is_sparse, may_pin, placement};
+pub use placement::{Habit, Wanted, agree, eviction_rank, fastest, is_sparse, may_pin, placement};
 pub use prefetch::{Ahead, Prefetch};
 pub use readahead::{MAX_WINDOW, Readahead, Window};
 pub use replace::{Distance, GRANULE_PAGES, Granule, Replacement};

@@ -51,19 +51,33 @@ pub struct Habit {
     pub placement: Placement,
     /// Whether those that are read here and there are to be at home all the same; see [`is_sparse`].
     pub sparse_at_home: bool,
+    /// Whether the CPU loses its mapping of a page that is placed at home, until it touches it again: so accesses of kernels that do not translate
+    /// are seen on devices that compute on the CPU.
+    pub traps: bool,
 }
 
 /// How much slower than in frames, in percent, working at home may be measured and count as just as fast.
 const NOISE: u64 = 10;
 
-/// What is fastest on a device that shares memory with the CPU. At home nothing is copied ever, so that is the choice if kernels are as fast there; else
-/// pages are read at home of which little is read.
-pub fn fastest(times: MemoryTimes) -> Habit {
-    let MemoryTimes { frames, home, sparse, copy } = times;
-    if home <= frames + frames * NOISE / 100 {
-        return Habit { placement: Placement::Remote, sparse_at_home: false };
+/// What is fastest on a device that shares memory with the CPU, by trials that were measured one after the other. At home nothing is copied ever, so that is
+/// the choice if kernels are as fast there; else pages are read at home of which little is read. Pages are copied and nothing else unless all trials say
+/// otherwise: one that something disturbed decides nothing.
+pub fn fastest(trials: &[MemoryTimes]) -> Habit {
+    let all = |says: fn(&MemoryTimes) -> bool| !trials.is_empty() && trials.iter().all(says);
+    if all(is_home_as_fast) {
+        return Habit { placement: Placement::Remote, ..Habit::default() };
     }
-    Habit { placement: Placement::Copy, sparse_at_home: sparse < copy }
+    Habit { sparse_at_home: all(|times| times.sparse < times.copy), ..Habit::default() }
+}
+
+/// Whether the trials say the same, so that they need not be measured again.
+pub fn agree(trials: &[MemoryTimes]) -> bool {
+    let same = |says: fn(&MemoryTimes) -> bool| trials.windows(2).all(|two| says(&two[0]) == says(&two[1]));
+    same(is_home_as_fast) && same(|times| times.sparse < times.copy)
+}
+
+fn is_home_as_fast(times: &MemoryTimes) -> bool {
+    times.home <= times.frames + times.frames * NOISE / 100
 }
 
 /// Whether a page looks like one of which little is read, once: `alone` in its neighbourhood, never asked for before, with nothing said of it.
@@ -137,11 +151,23 @@ mod tests {
 
     #[test]
     fn home_is_the_place_where_kernels_are_as_fast_there_and_else_for_what_is_read_here_and_there() {
-        let times = |home, sparse| fastest(MemoryTimes { frames: 1000, home, sparse, copy: 400 });
-        let habit = |placement, sparse_at_home| Habit { placement, sparse_at_home };
+        let times = |home, sparse| fastest(&[MemoryTimes { frames: 1000, home, sparse, copy: 400 }; 3]);
+        let habit = |placement, sparse_at_home| Habit { placement, sparse_at_home, traps: false };
         assert_eq!(times(1100, 9000), habit(Placement::Remote, false));
         assert_eq!(times(1101, 399), habit(Placement::Copy, true));
         assert_eq!(times(1101, 400), habit(Placement::Copy, false));
+    }
+
+    #[test]
+    fn trials_that_differ_choose_copies_and_are_measured_again() {
+        let times = |home, sparse| MemoryTimes { frames: 1000, home, sparse, copy: 400 };
+        let (slow, fast) = (times(3000, 500), times(1000, 100));
+        for mixed in [[slow, fast, fast], [fast, fast, slow], [slow, fast, slow]] {
+            assert_eq!(fastest(&mixed), Habit::default());
+            assert!(!agree(&mixed));
+        }
+        assert!(agree(&[slow; 3]) && agree(&[fast; 3]));
+        assert_eq!(fastest(&[]), Habit::default(), "of what was not measured nothing is known");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use super::batch::{Part, count_of, extend_runs, pages_of};
 use super::fault::{Service, ServiceError};
-use crate::addr::PageRange;
+use crate::addr::{Access, PageRange};
 use crate::device::layout::pte;
 use crate::mm::pages::{PageInfo, PageState};
 use crate::mm::state::{Placement, evicted, sheds};
@@ -14,6 +14,8 @@ use crate::policy::{Wanted, is_sparse, placement};
 
 /// The most pages that are followed for having been read here and there.
 const MOST_SPARSE: usize = 1 << 16;
+/// Fewest pages that are worth a call to fill the runtime's mapping in.
+const POPULATED: u32 = 8;
 
 impl Service {
     /// Pages that were placed at home because they looked as if little of them were read, once, and that later launches used as well, are taken from
@@ -56,6 +58,10 @@ impl Service {
             return;
         }
         let mut state = None;
+        if self.habit.placement == Placement::Remote || self.habit.sparse_at_home {
+            // What was never written is read as zeros that take no memory. Written since, it is copied: that is looked at again.
+            self.contents.look(home, parts);
+        }
         let sparse = self.habit.sparse_at_home && self.sparse.len() < MOST_SPARSE;
         let mut wishes = self.placements.iter_mut().zip(&self.access);
         for part in parts {
@@ -65,8 +71,11 @@ impl Service {
                 let PageInfo { state: now, pinned_home: pinned, faults, .. } = home.pages.info(page);
                 let wanted =
                     Wanted { device: mirror.number(), access, state: now, pinned, advice, moving: self.moving };
-                let sparse = is_sparse(wanted, alone, faults);
-                if sparse || placement(wanted, self.habit.placement) == Placement::Remote {
+                let reads_zeros = access != Some(Access::Write) && now == PageState::Cpu;
+                let empty = reads_zeros && !self.contents.has(&home.pages, page);
+                let habit = if empty { Placement::Copy } else { self.habit.placement };
+                let sparse = !empty && is_sparse(wanted, alone, faults);
+                if sparse || placement(wanted, habit) == Placement::Remote {
                     let state = state.get_or_insert_with(|| mirror.lock());
                     if mirror.home_address(state, page).is_some() {
                         *chosen = Placement::Remote;
@@ -109,19 +118,24 @@ impl Service {
         flush(&mut state, run);
     }
 
-    /// Gives home pages of `parts` memory that have none and that the device is to map: its accesses must not fail.
+    /// Gives home pages of `parts` memory that have none and that the device is to map: its accesses must not fail. Where the device goes through the
+    /// runtime's own mapping, longer runs are filled in there, which costs a fraction of what its faults would.
     pub(super) fn give_memory(&self, parts: &[Part]) -> Result<(), ServiceError> {
-        if self.mirror.device.info().import.is_none() {
-            return Ok(());
-        }
+        let Some(import) = self.mirror.device.info().import else { return Ok(()) };
         let home = &self.mirror.home;
-        let mut lacking = Vec::new();
+        let (mut lacking, mut placed) = (Vec::new(), Vec::new());
         for (&placement, page) in self.placements.iter().zip(pages_of(parts)) {
-            if placement == Placement::Remote && !self.contents.has(&home.pages, page) {
-                extend_runs(&mut lacking, page);
+            if placement == Placement::Remote {
+                if !self.contents.has(&home.pages, page) {
+                    extend_runs(&mut lacking, page);
+                }
+                if import.follows && home.pages.state(page) != PageState::Remote {
+                    extend_runs(&mut placed, page);
+                }
             }
         }
         lacking.into_iter().try_for_each(|run| home.views.allocate(run))?;
+        placed.into_iter().filter(|run| run.len() >= POPULATED).for_each(|run| home.views.populate(run));
         Ok(())
     }
 }

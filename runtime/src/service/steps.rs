@@ -9,7 +9,7 @@ use crate::device::DeviceError;
 use crate::device::layout::pte;
 use crate::hmm::{Blocking, Event, Invalidation, Range};
 use crate::mm::pages::PageState;
-use crate::mm::state::{Fill, Lose, Quiet, commit, fill, quiet};
+use crate::mm::state::{Fill, Lose, Placement, Quiet, commit, fill, quiet};
 use crate::mm::vma::Permission;
 use crate::observe::Counters;
 use crate::policy::Granule;
@@ -107,7 +107,7 @@ impl Service {
 
     /// Step 2: after this, neither the CPU nor another device changes the home pages.
     fn quiet_cpu_side<'r>(&mut self, parts: &[Part], range: &'r Range<'_>) -> Result<Brackets<'r>, ServiceError> {
-        let Self { space, mirror, access, placements, lose_stores, lose_all, taking, live, guards, .. } = self;
+        let Self { space, mirror, access, placements, lose_stores, lose_all, taking, live, guards, habit, .. } = self;
         let pages = &space.home().pages;
         let own = PageState::Device(mirror.number());
         let tracker = space.tracker();
@@ -125,7 +125,11 @@ impl Service {
             let mut width = None;
             for page in part.span.pages.iter() {
                 let write = access[index] == Some(Access::Write);
-                let Quiet { lose, others } = quiet(pages.state(page), own, write, placements[index]);
+                let state = pages.state(page);
+                let Quiet { mut lose, others } = quiet(state, own, write, placements[index]);
+                if habit.traps && placements[index] == Placement::Remote && state != PageState::Remote {
+                    lose = Lose::All;
+                }
                 index += 1;
                 if let Some(event) = others {
                     let (strongest, hull) = told.get_or_insert((event, PageRange::single(page)));

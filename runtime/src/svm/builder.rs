@@ -21,7 +21,7 @@ use crate::mm::space::AddressSpace;
 use crate::mm::state::Placement;
 use crate::mm::views::{DEFAULT_RESERVATION, OwnedViews};
 use crate::observe::Counters;
-use crate::policy::ThrashOptions;
+use crate::policy::{Habit, ThrashOptions};
 use crate::track::{self, TrackerKind};
 use std::fmt;
 use std::path::PathBuf;
@@ -49,7 +49,7 @@ pub struct Builder {
     thrash_clock: Option<GivenClock>,
     cache: Option<Option<PathBuf>>,
     count_translations: bool,
-    trap_untranslated: bool,
+    trap_untranslated: Option<bool>,
     trace_uses: bool,
     other: Option<OtherDevice>,
     shared: Option<SharedHeap>,
@@ -185,7 +185,8 @@ impl Builder {
     }
 
     /// Where pages are that kernels use and for which nothing else says it: copied to the device, or mapped at home where they are.
-    /// Where the device cannot map home pages, they are copied. Environment: `VKSVM_PLACEMENT` (`copy`, `remote` or `auto`). Default: copied.
+    /// Where the device cannot map home pages, they are copied. Environment: `VKSVM_PLACEMENT` (`copy`, `remote` or `auto`). Default: measured, see
+    /// [`placement_by_measurement`](Self::placement_by_measurement).
     #[must_use]
     pub fn placement(mut self, placement: Placement) -> Self {
         self.placement = Some(PlacementChoice::Fixed(placement));
@@ -194,7 +195,8 @@ impl Builder {
 
     /// Has the place where pages are found by measuring, on devices that share memory with the CPU: at home, where kernels are as fast there as
     /// in frames; else they are copied, and those that are read here and there, once, are used at home if that costs less than copying.
-    /// A few milliseconds the first time, then kept with kernels ([`cache`](Self::cache)). [`Info::placement`] says what was chosen and why. Environment: `VKSVM_PLACEMENT=auto`.
+    /// Some ten milliseconds the first time, then kept with kernels ([`cache`](Self::cache)). [`Info::placement`] says what was chosen and why, with the
+    /// times. On other devices pages are copied. Environment: `VKSVM_PLACEMENT=auto`. This is the default.
     #[must_use]
     pub fn placement_by_measurement(mut self) -> Self {
         self.placement = Some(PlacementChoice::Measured);
@@ -225,10 +227,14 @@ impl Builder {
     }
 
     /// Takes the whole heap out of the program's view at every launch, so that a kernel that dereferences host addresses without
-    /// translating them is found even on devices that compute on the CPU. For tests. Default: off.
+    /// translating them is found even on devices that compute on the CPU, wherever pages are placed. For tests of kernels that translate for
+    /// themselves; the CPU faults on everything that it touches after a launch. Environment: `VKSVM_TRAP=1`. Default: off.
+    ///
+    /// Without, such an access is found on those devices only if the CPU has no mapping of the page: the device owns it, or, under
+    /// [`validation`](Self::validation), maps it at home and the CPU has not touched it since.
     #[must_use]
     pub fn trap_untranslated(mut self, on: bool) -> Self {
-        self.trap_untranslated = on;
+        self.trap_untranslated = Some(on);
         self
     }
 
@@ -304,6 +310,8 @@ impl Builder {
             Some(ref folder) => folder.clone().map_or_else(Cache::off, Cache::at),
             None => Cache::from_environment(),
         };
+        let validation =
+            self.validation.unwrap_or_else(|| variable("VKSVM_VALIDATION").is_some_and(|value| value != "0"));
         let mut vulkan = None;
         let device: Arc<dyn Device> = match self.other {
             Some(OtherDevice::Given(ref device)) => device.clone(),
@@ -311,9 +319,7 @@ impl Builder {
             None => vulkan
                 .insert(Arc::new(VulkanDevice::open(&VulkanOptions {
                     device: self.device.clone().or_else(|| variable("VKSVM_DEVICE")),
-                    validation: self
-                        .validation
-                        .unwrap_or_else(|| variable("VKSVM_VALIDATION").is_some_and(|value| value != "0")),
+                    validation,
                     copy_path: self.copy_path.map_or_else(copy_path_from_environment, Ok)?,
                     leave_processor: try_live,
                     copies_beside: try_live,
@@ -337,10 +343,13 @@ impl Builder {
         let (live, fault_mode) = choose_fault_mode(mode, device.as_ref(), processors)?;
         let (habit, placement) =
             choose_placement(self.placement.map_or_else(placement_from_environment, Ok)?, device.as_ref());
+        let habit = Habit { traps: validation && vulkan.is_some() && device.info().is_cpu, ..habit };
         let options = ExecutorOptions {
             queue_capacity: self.queue_capacity.unwrap_or(1 << 16),
             count_translations: self.count_translations,
-            trap_untranslated: self.trap_untranslated,
+            trap_untranslated: self
+                .trap_untranslated
+                .unwrap_or_else(|| variable("VKSVM_TRAP").is_some_and(|value| value != "0")),
             trace_uses: self.trace_uses,
             live,
             spin: processors >= AUTO_LIVE_PROCESSORS,

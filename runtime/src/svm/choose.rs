@@ -5,7 +5,7 @@ use crate::addr::PAGE_SIZE;
 use crate::device::{Device, LiveUnit, MemoryTimes};
 use crate::kernel::kept::Kept;
 use crate::mm::state::Placement;
-use crate::policy::{Habit, fastest};
+use crate::policy::{Habit, agree, fastest};
 
 /// Processors from which on `auto` takes live mode on a device that computes on the CPU: one is the service thread's alone.
 pub(super) const AUTO_LIVE_PROCESSORS: usize = 4;
@@ -70,32 +70,47 @@ pub(super) enum PlacementChoice {
 
 /// Where pages are to be, and a line that says why.
 pub(super) fn choose_placement(choice: PlacementChoice, device: &dyn Device) -> (Habit, String) {
-    let fixed = |placement| Habit { placement, sparse_at_home: false };
+    let fixed = |placement| Habit { placement, ..Habit::default() };
     let copied = |why: &str| (fixed(Placement::Copy), format!("copied: {why}"));
     match choice {
         PlacementChoice::Fixed(Placement::Remote) if device.info().import.is_none() => {
             copied("the device cannot map home pages")
         }
         PlacementChoice::Fixed(Placement::Remote) => (fixed(Placement::Remote), "at home: asked for".into()),
-        PlacementChoice::Fixed(Placement::Copy) => copied("by default; VKSVM_PLACEMENT=auto measures"),
+        PlacementChoice::Fixed(Placement::Copy) => copied("asked for"),
         PlacementChoice::Measured => match device.measure_memory() {
             None => copied("the device has memory of its own, or cannot map home pages"),
             Some(Err(error)) => copied(&format!("measuring failed: {error}")),
-            Some(Ok(times)) => {
-                let habit = fastest(times);
-                let MemoryTimes { frames, home, sparse, copy } = times;
+            Some(Ok(trials)) => {
+                let habit = fastest(&trials);
                 let what = match habit {
                     Habit { placement: Placement::Remote, .. } => "at home",
                     Habit { sparse_at_home: true, .. } => "copied, but at home what is read here and there",
                     Habit { .. } => "copied",
                 };
-                let why = format!(
-                    "measured, a page: {home} ns at home and {frames} ns in frames for all of it, {sparse} ns for a word at home, {copy} ns to copy"
-                );
-                (habit, format!("{what}: {why}"))
+                (habit, format!("{what}: {}", figures(&trials)))
             }
         },
     }
+}
+
+/// What was measured, in words.
+fn figures(trials: &[MemoryTimes]) -> String {
+    let doubt = if agree(trials) { "" } else { ", though not in every trial" };
+    let of = |part: fn(&MemoryTimes) -> u64| {
+        let (least, most) = (trials.iter().map(part).min(), trials.iter().map(part).max());
+        match (least.unwrap_or(0), most.unwrap_or(0)) {
+            (least, most) if least == most => format!("{least} ns"),
+            (least, most) => format!("{least} to {most} ns"),
+        }
+    };
+    format!(
+        "measured{doubt}, a page: {} at home and {} in frames for all of it, {} for a word at home, {} to copy",
+        of(|times| times.home),
+        of(|times| times.frames),
+        of(|times| times.sparse),
+        of(|times| times.copy),
+    )
 }
 
 /// Whole frames in so many bytes, at least one.

@@ -65,9 +65,9 @@ pub(super) fn copy_path_from_environment() -> Result<CopyPath, OpenError> {
 
 pub(super) fn placement_from_environment() -> Result<PlacementChoice, OpenError> {
     match variable("VKSVM_PLACEMENT").as_deref() {
-        None | Some("copy") => Ok(PlacementChoice::Fixed(Placement::Copy)),
+        None | Some("auto") => Ok(PlacementChoice::Measured),
+        Some("copy") => Ok(PlacementChoice::Fixed(Placement::Copy)),
         Some("remote") => Ok(PlacementChoice::Fixed(Placement::Remote)),
-        Some("auto") => Ok(PlacementChoice::Measured),
         Some(value) => Err(OpenError::Option {
             name: "VKSVM_PLACEMENT",
             value: value.into(),

@@ -2,11 +2,11 @@
 //! then the CPU bends the mesh in place, and only what it touched moves for the second picture.
 
 use anyhow::{Context, Result, ensure};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::slice::from_ref;
-use vksvm::{Heap, Kernel, LaunchReport, PageState, Svm, SvmBox, SvmVec};
+use vksvm::{Heap, Kernel, LaunchReport, PageState, Placement, Svm, SvmBox, SvmVec};
 use vksvm_samples::device;
 use vksvm_samples::mesh::Mesh;
 use vksvm_samples::progress;
@@ -16,6 +16,9 @@ const KERNEL: &[u8] = include_bytes!("../../shaders/spv/raytrace.spv");
 const BUNNY: &[u8] = include_bytes!("../../data/bunny.obj");
 
 /// Ray-traces a triangle mesh twice, changing it in between, and checks both pictures against the CPU's
+///
+/// It shows mirroring: pages are copied to the device, also where the device could work on the CPU's own pages and nothing would have to
+/// move (see --placement).
 #[derive(Parser)]
 #[command(version)]
 struct Options {
@@ -30,9 +33,18 @@ struct Options {
     /// The pictures go to PREFIX-1.png and PREFIX-2.png
     #[arg(long, value_name = "PREFIX", default_value = "raytrace")]
     output: PathBuf,
+    /// Where pages are that the device uses: `copy` shows how they move, `auto` takes what is fastest on the device
+    #[arg(long, value_enum, default_value_t = Place::Copy)]
+    placement: Place,
     /// End with a line that begins `demo: ok` or `demo: FAILED`
     #[arg(long)]
     demo: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Place {
+    Copy,
+    Auto,
 }
 
 fn main() -> ExitCode {
@@ -60,7 +72,10 @@ fn run(options: &Options) -> Result<String> {
         Some(file) => Mesh::read(file)?,
         None => Mesh::parse(Path::new("bunny.obj"), BUNNY)?,
     };
-    let svm = device::open()?;
+    let svm = device::open_with(|builder| match options.placement {
+        Place::Copy => builder.placement(Placement::Copy),
+        Place::Auto => builder.placement_by_measurement(),
+    })?;
     // SAFETY: the kernel reads the tree below its `root` and its `view`, and writes `width` times `height` pixels
     // from `image`; every launch is given these alive and of that size. It reads nothing that it writes.
     let kernel = unsafe { svm.kernel("raytrace", KERNEL)? }.idempotent();

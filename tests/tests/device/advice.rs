@@ -4,8 +4,8 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use vksvm::{FaultMode, Hint, Kernel, Location, Mapping, Permission, Placement, Svm, ThrashOptions, ThrashPolicy};
-use vksvm_tests::{spirv, with};
+use vksvm::{FaultMode, Hint, Kernel, Location, Mapping, Permission, Svm, ThrashOptions, ThrashPolicy};
+use vksvm_tests::{moving, spirv, with};
 
 const PAGE: usize = 4096;
 const MODES: [FaultMode; 2] = [FaultMode::Replay, FaultMode::Live];
@@ -59,10 +59,11 @@ fn no_addition_is_lost_whatever_is_advised_and_prefetched_meanwhile() {
     let mut random = SmallRng::seed_from_u64(seed);
     for mode in MODES {
         for frames in [0, 24] {
-            let svm = with(|builder| {
-                let builder = builder.fault_mode(mode);
-                if frames > 0 { builder.frames(frames) } else { builder }
-            });
+            let svm = if frames > 0 {
+                moving(|builder| builder.fault_mode(mode).frames(frames))
+            } else {
+                with(|builder| builder.fault_mode(mode))
+            };
             let kernel = contend(&svm);
             let (pages, groups) = (20usize, 4u32);
             let (words, stop, results) = (map(&svm, pages), map(&svm, 1), map(&svm, 1));
@@ -94,7 +95,7 @@ fn no_addition_is_lost_whatever_is_advised_and_prefetched_meanwhile() {
 #[test]
 fn discarded_memory_moves_no_byte_and_is_written_anew() {
     for mode in MODES {
-        let svm = with(|builder| builder.fault_mode(mode).placement(Placement::Copy));
+        let svm = moving(|builder| builder.fault_mode(mode));
         let n = 300_000usize;
         let x = svm.heap().vec_from_slice(&vec![1.0f32; n]).unwrap();
         let mut y = svm.heap().vec_from_slice(&vec![5.0f32; n]).unwrap();
@@ -120,7 +121,7 @@ fn discarded_memory_moves_no_byte_and_is_written_anew() {
 #[test]
 fn discarding_beside_a_kernel_that_runs_spares_what_is_not_discarded() {
     for mode in MODES {
-        let svm = with(|builder| builder.fault_mode(mode));
+        let svm = moving(|builder| builder.fault_mode(mode));
         let kernel = contend(&svm);
         let pages = 12usize;
         let mut kept = map(&svm, pages);
@@ -153,7 +154,7 @@ fn discarding_beside_a_kernel_that_runs_spares_what_is_not_discarded() {
 #[test]
 fn what_is_prefetched_while_a_kernel_runs_is_there_for_the_next() {
     for mode in MODES {
-        let svm = with(|builder| builder.fault_mode(mode).placement(Placement::Copy));
+        let svm = moving(|builder| builder.fault_mode(mode));
         let (busy, kernel) = (contend(&svm), saxpy(&svm));
         let n = 100_000usize;
         let x = svm.heap().vec_from_slice(&vec![1.0f32; n]).unwrap();
@@ -183,7 +184,7 @@ fn what_is_prefetched_while_a_kernel_runs_is_there_for_the_next() {
 fn pages_that_prefer_a_device_are_never_pinned_at_home() {
     let thrash = ThrashOptions { policy: ThrashPolicy::Full, ..ThrashOptions::default() };
     for prefers in [true, false] {
-        let svm = with(|builder| builder.fault_mode(FaultMode::Live).thrash(thrash));
+        let svm = moving(|builder| builder.fault_mode(FaultMode::Live).thrash(thrash));
         let kernel = contend(&svm);
         // A granule of its own.
         let request = vksvm::MapRequest::new(16 * PAGE as u64, Permission::ReadWrite).align(16 * PAGE as u64);

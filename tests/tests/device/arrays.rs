@@ -1,7 +1,7 @@
 //! Array arguments: the same results whether they are passed by device address or translated.
 
 use vksvm::{PageState, Svm};
-use vksvm_tests::{spirv, with};
+use vksvm_tests::{moving, spirv, with};
 
 const N: u32 = 50_000;
 
@@ -42,7 +42,7 @@ fn arrays_and_pointers_mix_in_one_kernel() {
 
 #[test]
 fn resident_arrays_are_not_translated() {
-    let svm = with(|builder| builder.count_translations(true));
+    let svm = moving(|builder| builder.count_translations(true));
     let heap = svm.heap();
     let data = heap.vec_from_slice(&vec![5u32; N as usize]).unwrap();
     let mut out = heap.vec_from_slice(&vec![0u32; N as usize]).unwrap();
@@ -67,7 +67,7 @@ fn resident_arrays_are_not_translated() {
 
 #[test]
 fn arrays_that_do_not_fit_are_translated() {
-    let svm = with(|builder| builder.frames(60));
+    let svm = moving(|builder| builder.frames(60));
     let report = add(&svm, true, false);
     assert!(report.device_faults > 0, "{report}");
     add(&svm, false, true);
@@ -87,7 +87,7 @@ fn arrays_that_were_never_written_read_as_zeros() {
 
 #[test]
 fn a_cpu_scan_of_what_the_device_wrote_faults_rarely_and_sees_all_of_it() {
-    let svm = with(|builder| builder);
+    let svm = moving(|builder| builder);
     let pages = 2048usize;
     let n = (pages * 1024) as u32;
     let data = svm.heap().vec_from_slice(&(0..n).collect::<Vec<_>>()).unwrap();
@@ -139,7 +139,7 @@ fn pointers_near_an_array_may_also_lead_elsewhere() {
 
 #[test]
 fn arrays_larger_than_the_frames_are_brought_part_by_part_and_miss_nothing() {
-    let svm = with(|builder| builder.frames(256));
+    let svm = moving(|builder| builder.frames(256));
     let heap = svm.heap();
     let n = 400_000u32;
     let mut data = heap.vec_from_slice(&(0..n).collect::<Vec<_>>()).unwrap();

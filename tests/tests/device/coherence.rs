@@ -5,7 +5,8 @@
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::time::{Duration, Instant};
-use vksvm_tests::{spirv, with};
+use vksvm::Svm;
+use vksvm_tests::{moving, spirv, with};
 
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
@@ -20,9 +21,8 @@ pub(crate) fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-fn run(seed: u64, frames: u32, queue: u32, until: Instant) {
+fn run(seed: u64, svm: &Svm, queue: u32, until: Instant) {
     let mut rng = SmallRng::seed_from_u64(seed);
-    let svm = with(|builder| builder.frames(frames).queue_capacity(queue));
     let heap = svm.heap();
     let pages = 96usize;
     let words = pages * 1024;
@@ -117,27 +117,33 @@ fn run(seed: u64, frames: u32, queue: u32, until: Instant) {
     }
     assert_eq!(&data[..], &oracle[..], "seed {seed}");
     assert_eq!(svm.stats().driver_cpu_faults, 0);
+    let frames = svm.info().frames;
     println!("seed {seed}, {frames} frames, queue of {queue}: {round} rounds without a mismatch\n{}", svm.stats());
 }
 
-fn fuzz(frames: u32, queue: u32) {
+fn fuzz(svm: &Svm, queue: u32) {
     let seed = setting("VKSVM_FUZZ_SEED").unwrap_or_else(|| SmallRng::from_os_rng().random());
     println!("VKSVM_FUZZ_SEED={seed}");
     let seconds = setting("VKSVM_FUZZ_SECONDS").unwrap_or(5);
-    run(seed, frames, queue, Instant::now() + Duration::from_secs(seconds).div_f64(3.0));
+    run(seed, svm, queue, Instant::now() + Duration::from_secs(seconds).div_f64(4.0));
 }
 
 #[test]
 fn coherent_with_plenty_of_frames() {
-    fuzz(100_000, 1 << 16);
+    fuzz(&moving(|builder| builder.frames(100_000)), 1 << 16);
 }
 
 #[test]
 fn coherent_under_memory_pressure() {
-    fuzz(48, 1 << 16);
+    fuzz(&moving(|builder| builder.frames(48)), 1 << 16);
 }
 
 #[test]
 fn coherent_with_a_tiny_queue() {
-    fuzz(100_000, 3);
+    fuzz(&moving(|builder| builder.frames(100_000).queue_capacity(3)), 3);
+}
+
+#[test]
+fn coherent_where_pages_are_placed_by_measurement() {
+    fuzz(&with(|builder| builder.placement_by_measurement().frames(48)), 1 << 16);
 }

@@ -1,14 +1,14 @@
 //! Kernels that are confined to what they are given run without checks while all of it is on the device.
 
 use vksvm::{FaultMode, Kernel, Stats, Svm, ThrashOptions, ThrashPolicy};
-use vksvm_tests::{Fixture, spirv, with};
+use vksvm_tests::{Fixture, moving, spirv};
 
 const N: u32 = 50_000;
 
 fn open() -> Fixture {
     // Pages that go to and fro would be pinned at home. Untranslated accesses would be caught.
     let thrash = ThrashOptions { policy: ThrashPolicy::Off, ..ThrashOptions::default() };
-    with(|builder| builder.fault_mode(FaultMode::Replay).thrash(thrash).trap_untranslated(true))
+    moving(|builder| builder.fault_mode(FaultMode::Replay).thrash(thrash).trap_untranslated(true))
 }
 
 /// A plain kernel: y += a x.
@@ -103,7 +103,7 @@ fn a_raw_pointer_to_anything_else_or_live_mode_or_the_option_keeps_the_checks() 
         |builder| builder.fault_mode(FaultMode::Live),
     ];
     for options in checked {
-        let svm = with(options);
+        let svm = moving(options);
         let x = svm.heap().vec_from_slice(&vec![1.0f32; N as usize]).unwrap();
         let mut y = svm.heap().vec_from_slice(&vec![0.0f32; N as usize]).unwrap();
         let kernel = saxpy(&svm);

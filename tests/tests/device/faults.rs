@@ -2,7 +2,7 @@
 
 use vksvm::kernel::{FaultReason, KernelFault};
 use vksvm::{FaultMode, LaunchError};
-use vksvm_tests::{open, spirv, with};
+use vksvm_tests::{moving, open, spirv, with};
 
 fn fault(error: LaunchError) -> KernelFault {
     match error {
@@ -15,7 +15,7 @@ fn fault(error: LaunchError) -> KernelFault {
 fn objects_at_every_offset_are_read_and_written_whole() {
     // Few frames: neighbouring pages do not get neighbouring frames, so straddling objects need assembling.
     for frames in [7, 100_000] {
-        let svm = with(|builder| builder.frames(frames));
+        let svm = moving(|builder| builder.frames(frames));
         let heap = svm.heap();
         let pages = 40usize;
         let mut data = heap.vec_from_slice(&(0..pages as u32 * 1024).collect::<Vec<_>>()).unwrap();

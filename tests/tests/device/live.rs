@@ -9,11 +9,11 @@ use vksvm::device::{Device, DeviceError, DeviceInfo, Dispatch, LiveUnit, PageCop
 use vksvm::hmm::{Blocking, Event};
 use vksvm::kernel::KernelModule;
 use vksvm::{FaultMode, LaunchError, Stats, ThrashOptions, ThrashPolicy};
-use vksvm_tests::{Fixture, spirv, with};
+use vksvm_tests::{Fixture, moving, spirv, with};
 
 fn live_with(policy: ThrashPolicy, copies: CopyPath) -> Fixture {
     let thrash = ThrashOptions { policy, ..ThrashOptions::default() };
-    let svm = with(|builder| {
+    let svm = moving(|builder| {
         builder.fault_mode(FaultMode::Live).time_limit(Duration::from_secs(100)).thrash(thrash).copy_path(copies)
     });
     let mode = svm.info().fault_mode;
@@ -220,7 +220,7 @@ fn updates_and_atomics_across_missing_pages_happen_once_in_both_modes() {
     for (mode, copies) in
         [(FaultMode::Live, CopyPath::Auto), (FaultMode::Live, CopyPath::Staging), (FaultMode::Replay, CopyPath::Auto)]
     {
-        let svm = with(|builder| builder.fault_mode(mode).frames(80).queue_capacity(5).copy_path(copies));
+        let svm = moving(|builder| builder.fault_mode(mode).frames(80).queue_capacity(5).copy_path(copies));
         let (pages, invocations) = (64usize, 128u32);
         let mut data = svm.heap().vec_zeroed::<[u32; 1024]>(pages).unwrap();
         let cells = data.as_mut_ptr() as usize;

@@ -2,7 +2,7 @@
 
 use vksvm::kernel::FaultReason;
 use vksvm::{Kernel, LaunchError, Mapping, Permission, Svm};
-use vksvm_tests::{open, spirv, with};
+use vksvm_tests::{moving, open, spirv};
 
 const PAGE: usize = 4096;
 
@@ -70,7 +70,7 @@ fn a_mapping_made_read_only_reads_as_zeros_and_takes_no_store() {
 #[test]
 fn parts_are_unmapped_moved_and_discarded_without_losing_what_kernels_wrote_elsewhere() {
     for frames in [8, 100_000] {
-        let svm = with(|builder| builder.frames(frames));
+        let svm = moving(|builder| builder.frames(frames));
         let peek = peek(&svm);
         let mut value = svm.heap().vec_from_slice(&[0u32]).unwrap();
         let mut mapping = svm.map(12 * PAGE, Permission::ReadWrite).unwrap();

@@ -1,11 +1,11 @@
 //! Short memory: everything finishes with as many frames as one workgroup needs, and says so with fewer.
 
 use vksvm::{FaultMode, LaunchError};
-use vksvm_tests::{spirv, with};
+use vksvm_tests::{moving, spirv};
 
 #[test]
 fn two_frames_are_enough_for_workgroups_that_touch_two_pages() {
-    let svm = with(|builder| builder.frames(2));
+    let svm = moving(|builder| builder.frames(2));
     let pages = 50u32;
     let mut data = svm.heap().vec_from_slice(&vec![0u32; pages as usize * 1024]).unwrap();
     for page in 0..pages {
@@ -22,7 +22,7 @@ fn two_frames_are_enough_for_workgroups_that_touch_two_pages() {
 #[test]
 fn one_frame_too_few_is_said() {
     // In live mode a workgroup needs only the pages of one access at a time.
-    let svm = with(|builder| builder.frames(4).fault_mode(FaultMode::Replay));
+    let svm = moving(|builder| builder.frames(4).fault_mode(FaultMode::Replay));
     let data = svm.heap().vec_from_slice(&vec![1u32; 64 * 1024]).unwrap();
     let mut out = svm.heap().vec_from_slice(&[0u32; 16]).unwrap();
     // SAFETY: the kernel reads the data and writes `out`.
@@ -40,7 +40,7 @@ fn one_frame_too_few_is_said() {
 
 #[test]
 fn data_larger_than_the_frames_streams_through_and_comes_out_right() {
-    let svm = with(|builder| builder.frames(64));
+    let svm = moving(|builder| builder.frames(64));
     let n = 1_000_000u32;
     let x = svm.heap().vec_from_slice(&(0..n).map(|i| (i % 1000) as f32).collect::<Vec<_>>()).unwrap();
     let mut y = svm.heap().vec_from_slice(&vec![1.0f32; n as usize]).unwrap();
@@ -58,7 +58,7 @@ fn data_larger_than_the_frames_streams_through_and_comes_out_right() {
 #[test]
 fn evictions_beside_running_kernels_lose_nothing_in_either_fault_mode() {
     for mode in [FaultMode::Replay, FaultMode::Live] {
-        let svm = with(|builder| builder.fault_mode(mode).budget(200 * 4096));
+        let svm = moving(|builder| builder.fault_mode(mode).budget(200 * 4096));
         let n = 400_000u32;
         let x = svm.heap().vec_from_slice(&vec![1.0f32; n as usize]).unwrap();
         let mut y = svm.heap().vec_zeroed::<f32>(n as usize).unwrap();

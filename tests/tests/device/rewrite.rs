@@ -11,19 +11,19 @@ mod reuse;
 
 use corpus::{Case, Extent};
 use vksvm::{FaultMode, ThrashOptions, ThrashPolicy};
-use vksvm_tests::{open, spirv, with};
+use vksvm_tests::{moving, open, spirv, with};
 
 fn roomy(cases: &[Case]) {
     // Pages that went to and fro too often would be pinned at home, and then nothing runs without checks. Untranslated accesses would
     // be caught.
     let thrash = ThrashOptions { policy: ThrashPolicy::Off, ..ThrashOptions::default() };
-    let svm = with(|builder| builder.fault_mode(FaultMode::Replay).thrash(thrash).trap_untranslated(true));
+    let svm = moving(|builder| builder.fault_mode(FaultMode::Replay).thrash(thrash).trap_untranslated(true));
     corpus::run(cases, &svm, Extent::Roomy);
 }
 
 fn fewest(cases: &[Case]) {
     random::compile_fast();
-    let svm = with(|builder| builder.fault_mode(FaultMode::Replay));
+    let svm = moving(|builder| builder.fault_mode(FaultMode::Replay));
     corpus::run(cases, &svm, Extent::Fewest);
 }
 

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use vksvm::{FaultMode, MapRequest, Mapping, Permission, Svm, ThrashOptions, ThrashPolicy};
-use vksvm_tests::{spirv, with};
+use vksvm_tests::{moving, spirv};
 
 const PAGE: usize = 4096;
 /// Pages that the kernel walks; every other page of twice as many.
@@ -53,7 +53,7 @@ impl Drop for Ends<'_> {
 /// `budgets` are frames; replayed, they must hold what a workgroup touches.
 fn storm(mode: FaultMode, budgets: [u64; 4]) {
     let thrash = ThrashOptions { policy: ThrashPolicy::Off, ..ThrashOptions::default() };
-    let svm = with(|builder| builder.fault_mode(mode).frames(64).thrash(thrash).time_limit(Duration::from_secs(100)));
+    let svm = moving(|builder| builder.fault_mode(mode).frames(64).thrash(thrash).time_limit(Duration::from_secs(100)));
     let Pages { start, mut walked, between } = Pages::new(&svm);
     let mut stop = svm.heap().vec_from_slice(&[1u32]).unwrap();
     let mut out = svm.heap().vec_zeroed::<[u32; 2]>(INVOCATIONS).unwrap();

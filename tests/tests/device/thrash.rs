@@ -9,7 +9,7 @@ use vksvm::mm::ops::Span;
 use vksvm::policy::Granule;
 use vksvm::policy::thrash::{Side, Verdict};
 use vksvm::{FaultMode, Kernel, Mapping, Permission, Stats, Svm, ThrashOptions, ThrashPolicy};
-use vksvm_tests::{spirv, with};
+use vksvm_tests::{moving, spirv};
 
 const PAGE: usize = 4096;
 const POLICIES: [ThrashPolicy; 3] = [ThrashPolicy::Off, ThrashPolicy::Throttle, ThrashPolicy::Full];
@@ -43,7 +43,7 @@ type Progress = Vec<[u32; 2]>;
 /// other's residency to end. So what a side gets depends on what the policy decides and on its being done, and not on who has a processor when.
 fn fight(policy: ThrashPolicy, ticks: u32) -> (Progress, Stats) {
     let clock = Arc::new(ManualClock::new());
-    let svm = with(|builder| {
+    let svm = moving(|builder| {
         // The limit is for kernels whose page never comes.
         let builder = builder.fault_mode(FaultMode::Live).poll_limit(u32::MAX).time_limit(Duration::from_secs(120));
         builder.thrash(options(policy)).thrash_clock(clock.clone())
@@ -152,7 +152,7 @@ fn in_any_tenth_of_a_second_each_side_makes_a_quarter_of_the_others_progress() {
 #[test]
 fn launches_and_cpu_stores_both_go_on_in_replay_mode() {
     for policy in POLICIES {
-        let svm = with(|builder| builder.fault_mode(FaultMode::Replay).thrash(options(policy)));
+        let svm = moving(|builder| builder.fault_mode(FaultMode::Replay).thrash(options(policy)));
         let (words, stop) =
             (svm.map(PAGE, Permission::ReadWrite).unwrap(), svm.map(PAGE, Permission::ReadWrite).unwrap());
         let results = svm.map(PAGE, Permission::ReadWrite).unwrap();
@@ -191,7 +191,7 @@ fn launches_and_cpu_stores_both_go_on_in_replay_mode() {
 fn many_threads_and_workgroups_lose_no_addition_whatever_the_policy() {
     for mode in [FaultMode::Live, FaultMode::Replay] {
         for policy in POLICIES {
-            let svm = with(|builder| builder.fault_mode(mode).thrash(options(policy)));
+            let svm = moving(|builder| builder.fault_mode(mode).thrash(options(policy)));
             let (groups, threads, pages, count) = (4u32, 4u32, 20usize, 20_000u32);
             let words = svm.map(pages * PAGE, Permission::ReadWrite).unwrap();
             let (stop, results) =

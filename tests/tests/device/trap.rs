@@ -1,12 +1,16 @@
 //! The trap: on a device that computes on the CPU, device addresses are host pointers, and a kernel that forgets to
 //! translate seems to work.
 
-use vksvm::LaunchError;
-use vksvm_tests::{open, spirv, with};
+use vksvm::{LaunchError, Placement, Svm};
+use vksvm_tests::{moving, spirv, with};
 
 #[test]
-fn a_kernel_that_skips_translation_is_caught() {
-    let svm = with(|builder| builder.trap_untranslated(true));
+fn a_kernel_that_skips_translation_is_caught_wherever_pages_are() {
+    skips_translation(&with(|builder| builder.trap_untranslated(true)));
+    skips_translation(&moving(|builder| builder.trap_untranslated(true)));
+}
+
+fn skips_translation(svm: &Svm) {
     if !svm.info().is_cpu {
         eprintln!("skipped: on {} an untranslated access ends in a device fault", svm.info().device);
         return;
@@ -22,7 +26,19 @@ fn a_kernel_that_skips_translation_is_caught() {
 
 #[test]
 fn device_owned_pages_are_out_of_the_drivers_reach_without_the_option_too() {
-    let svm = open();
+    is_caught(&moving(|builder| builder));
+}
+
+#[test]
+fn under_validation_pages_at_home_are_out_of_the_drivers_reach_until_the_cpu_touches_them() {
+    match std::env::var("VKSVM_VALIDATION").as_deref() {
+        Ok("1") => is_caught(&with(|builder| builder.placement(Placement::Remote))),
+        _ => eprintln!("skipped: VKSVM_VALIDATION is not 1"),
+    }
+}
+
+/// A kernel uses a page, and then one that does not translate reads it.
+fn is_caught(svm: &Svm) {
     if !svm.info().is_cpu {
         return;
     }

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use vksvm::{FaultMode, Mapping, Permission, Svm, ThrashOptions, ThrashPolicy};
-use vksvm_tests::{spirv, with};
+use vksvm_tests::{moving, spirv};
 
 const PAGE: usize = 4096;
 const PAGES: usize = 24;
@@ -281,7 +281,7 @@ fn run(seed: u64, mode: FaultMode, frames: u32, policy: ThrashPolicy, until: Ins
     let mut rng = SmallRng::seed_from_u64(seed);
     let thrash = ThrashOptions { policy, ..ThrashOptions::default() };
     let svm =
-        with(|builder| builder.fault_mode(mode).frames(frames).thrash(thrash).time_limit(Duration::from_secs(100)));
+        moving(|builder| builder.fault_mode(mode).frames(frames).thrash(thrash).time_limit(Duration::from_secs(100)));
     let group = if frames == FEW { FEWER } else { GROUP };
     let heap = svm.heap();
     let mut data = heap.vec_zeroed::<[u32; PAGE / 4]>(PAGES).unwrap();

@@ -183,7 +183,7 @@ impl Device for VulkanDevice {
         self.context.memory_budget()
     }
 
-    fn measure_memory(&self) -> Option<Result<MemoryTimes, DeviceError>> {
+    fn measure_memory(&self) -> Option<Result<Vec<MemoryTimes>, DeviceError>> {
         let import = self.info.import.filter(|_| self.context.physical.is_unified())?;
         Some(measure::memory(&self.context, &self.cache, import))
     }

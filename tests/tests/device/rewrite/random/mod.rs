@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use types::Memory;
 use vksvm::{FaultMode, Svm, SvmVec};
-use vksvm_tests::{Fixture, with};
+use vksvm_tests::{Fixture, moving, with};
 
 /// How long a failing program is made smaller.
 const REDUCING: Duration = Duration::from_secs(60);
@@ -176,7 +176,8 @@ impl Runtimes {
 
     fn run(&self, how: How, program: &Program, random: &SmallRng) -> Result<(), String> {
         if how.tight {
-            return run(&open(how.mode), program, random, how);
+            let svm = moving(|builder| builder.fault_mode(how.mode).cache(None));
+            return run(&svm, program, random, how);
         }
         let svm = self.roomy.iter().find(|(mode, _)| *mode == how.mode).map(|(_, svm)| svm);
         run(svm.expect("open for every mode"), program, random, how)
