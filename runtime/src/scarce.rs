@@ -4,8 +4,8 @@
 //! Asked for are memory and mappings (`mmap`, `mprotect`, `madvise`, `fallocate`, `pwrite`), userfaultfd's calls, threads, and what Vulkan allocates or
 //! makes. Not among them is memory from Rust's allocator: when that is refused the process is aborted, by the language's design.
 //!
-//! In release builds there is nothing of it. In debug builds a question is two relaxed loads unless a test is at work: nothing is locked or allocated
-//! on the fault path (I1).
+//! In release builds there is nothing of it. In debug builds a question is one relaxed load unless a test is at work, and nothing is
+//! allocated on the fault path (I1).
 
 use rustix::io::Errno;
 
@@ -20,8 +20,10 @@ mod counted {
     static FIRST: AtomicU64 = AtomicU64::new(0);
     /// How many are refused.
     static TIMES: AtomicU64 = AtomicU64::new(0);
-    /// What was refused.
-    static REFUSED: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
+    /// What was asked for, and whether that was refused.
+    static NOTES: Mutex<Vec<(&'static str, bool)>> = Mutex::new(Vec::new());
+    /// Notes that are kept: room for them is made beforehand, since who asks may be on the fault path.
+    const NOTED: usize = 1 << 16;
 
     pub(super) fn is_refused(what: &'static str) -> bool {
         let first = FIRST.load(Ordering::Relaxed);
@@ -30,8 +32,9 @@ mod counted {
         }
         let number = ASKED.fetch_add(1, Ordering::Relaxed) + 1;
         let refused = number >= first && number - first < TIMES.load(Ordering::Relaxed);
-        if refused {
-            REFUSED.lock().push(what);
+        let mut notes = NOTES.lock();
+        if notes.len() < notes.capacity() {
+            notes.push((what, refused));
         }
         refused
     }
@@ -39,17 +42,16 @@ mod counted {
     /// Has `times` questions refused, from the `first` one on, counted from 1 from now on. For tests in processes of their own: it
     /// holds for all runtimes of the process.
     pub fn refuse(first: u64, times: u64) {
-        // Room beforehand: who is refused may be on the fault path.
-        *REFUSED.lock() = Vec::with_capacity(times.min(4096) as usize);
+        *NOTES.lock() = Vec::with_capacity(NOTED);
         ASKED.store(0, Ordering::Relaxed);
         TIMES.store(times, Ordering::Relaxed);
         FIRST.store(first, Ordering::SeqCst);
     }
 
-    /// Ends refusing: what was refused, in order.
-    pub fn relent() -> Vec<&'static str> {
+    /// Ends refusing: what was asked for since, in order, and whether it was refused.
+    pub fn relent() -> Vec<(&'static str, bool)> {
         FIRST.store(0, Ordering::SeqCst);
-        std::mem::take(&mut *REFUSED.lock())
+        std::mem::take(&mut *NOTES.lock())
     }
 }
 

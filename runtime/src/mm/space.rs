@@ -32,7 +32,7 @@ use crate::rank::{Rank, RankedRwLock};
 use crate::track::{CpuFault, FaultHandler, FaultOutcome, ForeignChange, Protection, TrackError, Tracker};
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -73,6 +73,8 @@ pub struct AddressSpace {
     trespassed: Mutex<Vec<PageRange>>,
     /// Pages on which an access was refused. A leaf.
     refused: Mutex<BTreeSet<PageIndex>>,
+    /// CPU faults that were not resolved since the last that was, for want of something.
+    lacking: AtomicU32,
 }
 
 /// A CPU fault that could not be resolved.
@@ -92,6 +94,8 @@ impl Unresolved {
 
 /// The longest that a CPU fault is put off before it is looked at again.
 const ASK_AGAIN: Duration = Duration::from_micros(250);
+/// CPU faults that fail one after the other, each [`ASK_AGAIN`] after the last, before one is refused: a second or so.
+const MOST_TRIES: u32 = 4000;
 
 /// Hands CPU faults to the address space, without keeping it alive.
 struct CpuFaults(Weak<AddressSpace>);
@@ -150,6 +154,7 @@ impl AddressSpace {
             cpu_faults: RwLock::new(()),
             trespassed: Mutex::new(Vec::new()),
             refused: Mutex::default(),
+            lacking: AtomicU32::new(0),
         });
         tracker.start(Arc::new(CpuFaults(Arc::downgrade(&space))))?;
         Ok(space)
@@ -298,8 +303,15 @@ impl AddressSpace {
             }
         }
         match resolved {
-            Ok(()) => Some(FaultOutcome::Resolved),
+            Ok(()) => {
+                if self.lacking.load(Ordering::Relaxed) > 0 {
+                    self.lacking.store(0, Ordering::Relaxed);
+                }
+                Some(FaultOutcome::Resolved)
+            }
             Err(error) if error.would_block() => None,
+            // An access cannot be told that memory is short: it waits a while for some, as it would in the kernel.
+            Err(_) if self.lacking.fetch_add(1, Ordering::Relaxed) < MOST_TRIES => Some(FaultOutcome::Later(ASK_AGAIN)),
             Err(error) => {
                 tracing::error!(page = fault.page.0, access = %fault.access, "CPU fault not resolved: {error}");
                 Some(FaultOutcome::Refused)

@@ -160,7 +160,10 @@ impl Svm {
             options,
             receiver,
         )?;
-        ask("starting the executor", Errno::AGAIN).map_err(|error| OpenError::Start(error.to_string()))?;
+        let no_thread = |error: std::io::Error| {
+            OpenError::Start(format!("no thread for the executor: {error}. Raise the limit of threads (ulimit -u)"))
+        };
+        ask("starting the executor", Errno::AGAIN).map_err(|errno| no_thread(errno.into()))?;
         let thread = std::thread::Builder::new()
             .name("vksvm-executor".into())
             .spawn(move || {
@@ -169,7 +172,7 @@ impl Svm {
                 crate::prompt::make_prompt();
                 executor.run();
             })
-            .map_err(|error| OpenError::Start(error.to_string()))?;
+            .map_err(no_thread)?;
         space.thrash().add_device(device.info().import.is_some());
         Ok(Self {
             inner: Arc::new(Inner {

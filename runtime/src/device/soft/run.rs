@@ -84,7 +84,10 @@ impl Workers {
                     let _ = report.send(());
                 }
             };
-            let failed = |reason: String| DeviceError::Call { call: "starting a worker thread", reason };
+            let failed = |reason: String| DeviceError::Call {
+                call: "starting a worker thread",
+                reason: format!("{reason}. Raise the limit of threads (ulimit -u)"),
+            };
             crate::scarce::ask("starting a worker", rustix::io::Errno::AGAIN)
                 .map_err(|error| failed(error.to_string()))?;
             let thread = std::thread::Builder::new().name("vksvm-soft".into()).spawn(body);
