@@ -196,17 +196,16 @@ impl OwnedViews {
         let target = pages.next_multiple_of(GROW_PAGES).min(self.pages);
         let fresh = PageRange::new(PageIndex(*top), PageIndex(target));
         let start = self.addr_of(fresh.start).as_ptr().cast();
+        let refused = |errno: Errno| ViewsError::Grow {
+            start: self.addr_of(fresh.start),
+            end: self.addr_of(fresh.end),
+            source: errno.into(),
+        };
+        ask("growing the app view", Errno::NOMEM).map_err(refused)?;
         // SAFETY: the span lies inside our own mapping, above the top, where nobody has been given
         // a pointer yet; making it accessible takes nothing away from anyone.
-        ask("growing the app view", Errno::NOMEM)
-            .and_then(|()| unsafe {
-                rustix::mm::mprotect(start, fresh.bytes(), MprotectFlags::READ | MprotectFlags::WRITE)
-            })
-            .map_err(|errno| ViewsError::Grow {
-                start: self.addr_of(fresh.start),
-                end: self.addr_of(fresh.end),
-                source: errno.into(),
-            })?;
+        unsafe { rustix::mm::mprotect(start, fresh.bytes(), MprotectFlags::READ | MprotectFlags::WRITE) }
+            .map_err(refused)?;
         // Dumps are a convenience: the heap works without, so a refusal is of no interest.
         // SAFETY: as above; the advice changes what a core dump holds and nothing else.
         let _ = unsafe { rustix::mm::madvise(start, fresh.bytes(), Advice::LinuxDoDump) };
@@ -439,9 +438,9 @@ impl Mapping {
             |errno: Errno| ViewsError::Reserve { view, bytes, source: errno.into(), remedy: reserve_remedy(bytes) };
         let align = RESERVATION_ALIGN as usize;
         let bytes = bytes as usize;
+        ask("reserving a view", Errno::NOMEM).map_err(fail)?;
         // mmap cannot be asked for an alignment: take more than needed, keep the aligned part of it.
         // SAFETY: a new anonymous mapping where the kernel likes; it replaces nothing.
-        ask("reserving a view", Errno::NOMEM).map_err(fail)?;
         let scout = unsafe {
             rustix::mm::mmap_anonymous(
                 null_mut(),

@@ -58,6 +58,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 const OPEN_REMEDY: &str = "Set the sysctl vm.unprivileged_userfaultfd=1, grant CAP_SYS_PTRACE or access to \
     /dev/userfaultfd, allow the system call in the container's seccomp profile, or set VKSVM_TRACKER=sigsegv";
+const FILES_REMEDY: &str = "Close file descriptors or raise their limit (ulimit -n)";
 const KERNEL_REMEDY: &str = "Use Linux 6.4 or newer, or set VKSVM_TRACKER=sigsegv";
 const MEMORY_REMEDY: &str =
     "Free host memory, raise the memory limit of the process's control group, or raise vm.max_map_count";
@@ -106,7 +107,7 @@ impl UffdTracker {
     /// As for [`choose`](super::choose()).
     pub unsafe fn open(views: Views, options: &TrackerOptions) -> Result<Self, TrackerUnavailable> {
         let (raw, privilege, features) = negotiate()?;
-        let no_eventfd = |error| unavailable("making an eventfd", error, OPEN_REMEDY);
+        let no_eventfd = |error| unavailable("making an eventfd", error, FILES_REMEDY);
         ask("making eventfds", Errno::NFILE).map_err(no_eventfd)?;
         let stop_event = eventfd(0, EventfdFlags::CLOEXEC).map_err(no_eventfd)?;
         let core = Core {
