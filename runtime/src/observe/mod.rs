@@ -59,7 +59,7 @@ counters! {
     pages_faulted,
     /// Pages mapped on a device because their neighbours were asked for.
     pages_filled,
-    /// Pages mapped ahead of a stream of misses, counted once it is known whether they were used.
+    /// Pages mapped ahead of a stream of misses, or because their neighbours were asked for, counted once it is known whether they were used.
     prefetched,
     /// Of these, those that kernels used.
     prefetched_used,

@@ -2,6 +2,7 @@
 //! clocks of their own.
 
 mod density;
+mod fills;
 mod guards;
 mod optimal;
 mod placement;
@@ -12,6 +13,7 @@ pub mod thrash;
 mod writes;
 
 pub use density::fill_up;
+pub use fills::Fills;
 pub use guards::Guards;
 pub use optimal::{Misses, optimal};
 pub use placement::{Habit, Wanted, agree, eviction_rank, fastest, is_sparse, may_pin, placement};

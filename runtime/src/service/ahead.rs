@@ -1,7 +1,7 @@
 //! Prefetch: what the policies expect to be asked for next is mapped ahead, while frames are plentiful; what is mapped at home
 //! needs none.
 
-use super::batch::{Part, pages_of};
+use super::batch::{Part, extend_runs, pages_of};
 use super::coalesce::{MAX_SPAN, PageFault, Span, deduplicate};
 use super::fault::Service;
 use crate::addr::{Access, PageIndex, PageRange};
@@ -33,9 +33,16 @@ impl Service {
         let before = self.streams.accuracy();
         let mut at = 0;
         while at < asked {
-            let vma = list[at].vma.clone();
+            let first = &list[at];
+            if first.span.pages == first.vma.range {
+                // All of it is asked for, as with VMAs of a page.
+                at += 1;
+                continue;
+            }
+            let vma = first.vma.clone();
             let same = list[at..asked].iter().take_while(|other| other.vma.id == vma.id).count();
             let of_vma = list[at].span.faults.start..list[at + same - 1].span.faults.end;
+            self.follow_holes(&list[at..at + same], faults);
             let contested = |fault: &PageFault| self.space.thrash().is_contested(Granule::of(fault.page));
             // Where the other side is there, too, it takes back what is fetched ahead before it is used. The round's ends tell enough.
             let ends = [&faults[of_vma.start], &faults[of_vma.end - 1]];
@@ -43,7 +50,9 @@ impl Service {
                 at += same;
                 continue;
             }
-            self.fill_up(at..at + same, list);
+            if self.fills.blocks(vma.id.0) {
+                self.fill_up(at..at + same, list);
+            }
             at += same;
             let pages = faults[of_vma].iter().map(|fault| fault.page);
             let Some(ahead) = self.streams.round(vma.id.0, vma.range, pages, used) else { continue };
@@ -85,9 +94,59 @@ impl Service {
         asked.extend(pages_of(&list[of_vma]));
         let state = self.mirror.lock();
         let present = |page| state.table.load(page) & pte::VALID != 0;
-        fill_up(&asked, vma.range, room, present, |range| add(list, range, &vma));
+        let mut brought = std::mem::take(&mut self.brought);
+        brought.clear();
+        fill_up(&asked, vma.range, room, present, |range| {
+            add(list, range, &vma);
+            brought.push(range);
+        });
         drop(state);
         self.asked = asked;
+        self.brought = brought;
+        self.follow_brought(vma.id.0);
+    }
+
+    /// A round of `missed` pages in `vma` begins: the longest hole between them that is filled. What was brought along there before is judged,
+    /// once that can be.
+    pub(super) fn longest_hole(&mut self, vma: &Vma, missed: usize) -> u32 {
+        let id = vma.id.0;
+        if self.fills.begin(id, missed as u32) {
+            let (filled, used) = {
+                let state = self.mirror.lock();
+                let used = pte::VALID | pte::ACCESSED;
+                let covered = |page| state.table.clip(PageRange::single(page)).len() == 1;
+                self.mirror.filled.judge(id, |page| covered(page) && state.table.load(page) & used == used)
+            };
+            self.fills.judged(id, filled, used);
+            Counters::add(&self.mirror.counters.prefetched, u64::from(filled));
+            Counters::add(&self.mirror.counters.prefetched_used, u64::from(used));
+        }
+        self.fills.holes(id)
+    }
+
+    /// Has the use of what lies in the holes of `parts`, all of one VMA, counted from now on.
+    fn follow_holes(&mut self, parts: &[Part], faults: &[PageFault]) {
+        self.brought.clear();
+        let mut state = None;
+        for Part { span, .. } in parts.iter().filter(|part| (part.span.pages.len() as usize) > part.span.faults.len()) {
+            let state = state.get_or_insert_with(|| self.mirror.lock());
+            let mut asked = faults[span.faults.clone()].iter().map(|fault| fault.page).peekable();
+            for page in span.pages.iter() {
+                // What is there was not brought along.
+                if asked.next_if_eq(&page).is_none() && state.table.load(page) & pte::VALID == 0 {
+                    extend_runs(&mut self.brought, page);
+                }
+            }
+        }
+        drop(state);
+        if let Some(part) = parts.first() {
+            self.follow_brought(part.vma.id.0);
+        }
+    }
+
+    fn follow_brought(&mut self, id: u64) {
+        let pages = self.mirror.filled.follow(id, self.brought.iter().copied());
+        self.fills.filled(id, pages);
     }
 
     /// While kernels run: adds to `faults` the stores that are expected next, to pages that the device can read already.

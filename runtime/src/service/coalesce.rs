@@ -20,8 +20,6 @@ pub struct Span {
     pub faults: std::ops::Range<usize>,
 }
 
-/// Longest hole that is filled.
-const MAX_HOLE: u32 = 8;
 /// Longest span: it bounds how long page locks are held and what is undone on a collision.
 pub(super) const MAX_SPAN: u32 = 4096;
 
@@ -35,13 +33,13 @@ pub(super) fn deduplicate(faults: &mut Vec<PageFault>) -> usize {
     before - faults.len()
 }
 
-/// Cuts sorted faults inside `vma` into spans. A hole is filled if `fill_holes`, it is short, and at least half of the span's
+/// Cuts sorted faults inside `vma` into spans. A hole is filled if it is of at most `max_hole` pages, and at least half of the span's
 /// pages are asked for with it. `first` is the position of the first fault in the whole list.
 pub(super) fn spans(
     faults: &[PageFault],
     first: usize,
     vma: PageRange,
-    fill_holes: bool,
+    max_hole: u32,
 ) -> impl Iterator<Item = Span> + '_ {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -53,7 +51,7 @@ pub(super) fn spans(
             let hole = fault.page.0 - pages.end.0;
             let length = fault.page.0 + 1 - pages.start.0;
             let asked = (at + 1 - start) as u32;
-            let joins = hole == 0 || (fill_holes && hole <= MAX_HOLE && asked * 2 >= length);
+            let joins = hole == 0 || (hole <= max_hole && asked * 2 >= length);
             if !joins || length > MAX_SPAN {
                 break;
             }
@@ -90,7 +88,7 @@ mod tests {
     #[test]
     fn neighbours_become_one_span_and_sparse_faults_stay_apart() {
         let list = faults(&[1, 2, 3, 50, 100, 101]);
-        let spans: Vec<Span> = spans(&list, 0, VMA, true).collect();
+        let spans: Vec<Span> = spans(&list, 0, VMA, 8).collect();
         let pages: Vec<_> = spans.iter().map(|span| (span.pages.start.0, span.pages.end.0)).collect();
         assert_eq!(pages, [(1, 4), (50, 51), (100, 102)]);
         assert_eq!(spans[2].faults, 4..6);
@@ -98,10 +96,13 @@ mod tests {
 
     #[test]
     fn short_holes_are_filled_only_while_half_of_the_span_is_asked_for() {
-        let cut =
-            |pages: &[u32], fill| spans(&faults(pages), 0, VMA, fill).map(|span| span.pages.len()).collect::<Vec<_>>();
-        assert_eq!(cut(&[0, 1, 2, 3, 6], true), [7]);
-        assert_eq!(cut(&[0, 4], true), [1, 1]);
-        assert_eq!(cut(&[0, 1, 2, 3, 6], false), [4, 1]);
+        let cut = |pages: &[u32], max_hole| {
+            spans(&faults(pages), 0, VMA, max_hole).map(|span| span.pages.len()).collect::<Vec<_>>()
+        };
+        assert_eq!(cut(&[0, 1, 2, 3, 6], 8), [7]);
+        assert_eq!(cut(&[0, 4], 8), [1, 1]);
+        assert_eq!(cut(&[0, 1, 2, 3, 6], 1), [4, 1]);
+        assert_eq!(cut(&[0, 1, 3], 1), [4]);
+        assert_eq!(cut(&[0, 1, 3], 0), [2, 1]);
     }
 }

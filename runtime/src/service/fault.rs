@@ -33,7 +33,7 @@ use crate::mm::state::Placement;
 use crate::mm::views::ViewsError;
 use crate::mm::vma::Permission;
 use crate::observe::Counters;
-use crate::policy::{Guards, Habit, Prefetch, Writes};
+use crate::policy::{Fills, Guards, Habit, Prefetch, Writes};
 use crate::track::TrackError;
 use hashbrown::HashSet;
 use parking_lot::Mutex;
@@ -107,6 +107,9 @@ pub struct Service {
     /// Whether pages are mapped that nobody asked for.
     pub(super) prefetch: bool,
     pub(super) streams: Prefetch,
+    /// Whether neighbours of what is asked for are brought along.
+    pub(super) fills: Fills,
+    pub(super) brought: Vec<PageRange>,
     /// Stores that follow each other while kernels run.
     pub(super) writes: Writes,
     /// How far around them pages are write-protected while kernels run.
@@ -166,6 +169,8 @@ impl Service {
             followed: Followed::default(),
             placements: Vec::new(),
             streams: Prefetch::default(),
+            fills: Fills::default(),
+            brought: Vec::new(),
             writes: Writes::default(),
             guards: Guards::default(),
             space,
@@ -300,8 +305,9 @@ impl Service {
         }
     }
 
-    fn split_by_vma(&self, faults: &mut [PageFault], list: &mut Vec<Part>, served: &mut Served) {
-        let vmas = self.space.vmas().read();
+    fn split_by_vma(&mut self, faults: &mut [PageFault], list: &mut Vec<Part>, served: &mut Served) {
+        let space = self.space.clone();
+        let vmas = space.vmas().read();
         let mut refused = Vec::new();
         let mut at = 0;
         while at < faults.len() {
@@ -313,6 +319,8 @@ impl Service {
             let end = at + faults[at..].partition_point(|fault| vma.range.contains(fault.page));
             let part = |span| Part { span, vma: vma.clone(), ends: false };
             let fill = self.prefetch && !self.tight && !vma.advice().is_random();
+            let whole = end - at == vma.range.len() as usize;
+            let holes = if fill && !whole { self.longest_hole(vma, end - at) } else { 0 };
             if vma.permission() == Permission::ReadOnly {
                 // Who asked first may have been guessing, and others wait for the same page to read it.
                 for fault in faults[at..end].iter_mut().filter(|fault| fault.access == Access::Write) {
@@ -320,7 +328,7 @@ impl Service {
                     fault.access = Access::Read;
                 }
             }
-            list.extend(spans(&faults[at..end], at, vma.range, fill).map(part));
+            list.extend(spans(&faults[at..end], at, vma.range, holes).map(part));
             at = end;
         }
         drop(vmas);

@@ -13,6 +13,7 @@
 
 use super::budget::Budget;
 use super::epochs::{Epochs, Wait};
+use super::fills::Filled;
 use super::flying::{Flight, Flying};
 use super::guesses::Guesses;
 use super::windows::Windows;
@@ -62,6 +63,7 @@ pub struct DeviceMirror {
     pub(crate) trace: Mutex<Vec<Vec<PageIndex>>>,
     zeros: Box<dyn SharedMemory>,
     pub(super) guesses: Guesses,
+    pub(super) filled: Filled,
     pub(super) epochs: Epochs,
     flying: Flying,
 }
@@ -115,6 +117,7 @@ impl DeviceMirror {
             trace: Mutex::default(),
             zeros,
             guesses: Guesses::default(),
+            filled: Filled::default(),
             epochs,
             flying: Flying::new(),
         })
@@ -452,6 +455,7 @@ impl DeviceMirror {
         self.home.pages.mark(page, entry & pte::ACCESSED != 0, entry & pte::DIRTY != 0);
         if entry & pte::ACCESSED != 0 {
             self.guesses.used(page);
+            self.filled.used(page);
         }
     }
 

@@ -13,6 +13,7 @@ mod contents;
 mod epochs;
 mod evict;
 mod fault;
+mod fills;
 mod flying;
 mod grace;
 mod guesses;

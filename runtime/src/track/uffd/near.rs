@@ -20,14 +20,16 @@ const SHORT: Duration = Duration::from_micros(200);
 const FIRST_LOOK: u32 = 16;
 /// And before any later one, at most: some tens of milliseconds of faults.
 const LAST_LOOK: u32 = 1024;
-/// Faults in a row without a sleep after which the two have found each other.
-const TOGETHER: u32 = 64;
+/// So many more faults without a sleep than with one, and the two have found each other. Together, the reader sleeps before every third fault or
+/// so; parted, before all but a few in a thousand.
+const TOGETHER: u32 = 16;
 
 /// When to look where the toucher runs.
 #[derive(Debug)]
 pub(super) struct Near {
-    /// Short sleeps, or faults without any, in a row.
+    /// Short sleeps in a row.
     asleep: u32,
+    /// By how much faults without a sleep have outnumbered those with one.
     awake: u32,
     /// Short sleeps until the next look.
     patience: u32,
@@ -45,16 +47,16 @@ impl Near {
         match slept {
             None => {
                 self.asleep = 0;
-                self.awake = self.awake.saturating_add(1);
+                self.awake += 1;
                 if self.awake >= TOGETHER {
-                    self.patience = FIRST_LOOK;
+                    (self.awake, self.patience) = (0, FIRST_LOOK);
                 }
                 return false;
             }
             Some(time) if time > SHORT => self.asleep = 0,
             Some(_) => self.asleep += 1,
         }
-        self.awake = 0;
+        self.awake = self.awake.saturating_sub(1);
         if self.asleep < self.patience {
             return false;
         }
@@ -128,7 +130,8 @@ mod tests {
     fn after_a_time_together_the_next_parting_is_noticed_soon() {
         let mut near = Near::default();
         looks(&mut near, 100_000, STORM);
-        looks(&mut near, TOGETHER, None);
+        let together = (0..200).filter(|n| near.answered(if n % 5 < 2 { STORM } else { None })).count();
+        assert_eq!(together, 0);
         assert_eq!(looks(&mut near, FIRST_LOOK, STORM), 1);
     }
 
