@@ -40,7 +40,10 @@ pub enum Hint {
     /// This device is going to access the pages: it maps them at home now, before a kernel misses them, without moving them; pages that
     /// nobody wrote get memory for that. If they move to it, by prefetch or since it is preferred, so be it. Nothing on devices that
     /// cannot map home pages.
-    /// CUDA: `cudaMemAdviseSetAccessedBy`.
+    ///
+    /// The mapping is made once, when the hint is given. What takes it away later (another device's copy, a move, a discard) is not followed by a
+    /// new one at once: the device's next miss makes it, at home again, as the hint stands until it is taken back. CUDA's
+    /// `cudaMemAdviseSetAccessedBy` keeps the mapping up to date by itself; here that miss is the price.
     AccessedBy(DeviceNumber, bool),
     /// Accesses follow no pattern: nothing is fetched that was not asked for, on either side.
     /// Linux: `MADV_RANDOM`.
