@@ -296,8 +296,8 @@ pub trait Device: Send + Sync {
         Err("the device cannot start a dispatch without waiting for it".into())
     }
 
-    /// Has `give_up` called if a copy hangs behind a kernel that runs: it tells kernels to give up. For devices whose copies do not go through
-    /// the host alone.
+    /// Has `give_up` called if a copy hangs behind a kernel that runs: it tells kernels to give up. The last call counts: each runtime that uses the
+    /// device makes one. For devices whose copies do not go through the host alone.
     fn on_stall(&self, give_up: Box<dyn Fn() + Send + Sync>) {
         let _ = give_up;
     }

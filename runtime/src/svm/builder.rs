@@ -12,7 +12,7 @@ use super::{OpenError, Svm};
 use crate::cache::Cache;
 use crate::device::Device;
 use crate::device::soft::{SoftDevice, SoftOptions};
-use crate::device::vulkan::{CopyPath, VulkanDevice, VulkanOptions};
+use crate::device::vulkan::{CopiesBeside, CopyPath, VulkanDevice, VulkanOptions};
 use crate::hmm::{Clock, RealClock};
 use crate::kernel::execute::ExecutorOptions;
 use crate::kernel::kept::Kept;
@@ -322,7 +322,12 @@ impl Builder {
                     validation,
                     copy_path: self.copy_path.map_or_else(copy_path_from_environment, Ok)?,
                     leave_processor: try_live,
-                    copies_beside: try_live,
+                    copies_beside: match mode {
+                        FaultMode::Live => CopiesBeside::AllDevices,
+                        // Elsewhere it chooses replay, which needs none.
+                        FaultMode::Auto if try_live => CopiesBeside::CpuDevices,
+                        FaultMode::Auto | FaultMode::Replay => CopiesBeside::Never,
+                    },
                     cache: cache.clone(),
                 })?))
                 .clone(),

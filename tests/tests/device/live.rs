@@ -1,10 +1,10 @@
 //! Live mode: CPU threads and a kernel that runs work on the same pages at the same time.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use vksvm::addr::{PageRange, VirtAddr};
-use vksvm::device::vulkan::{CopyPath, VulkanDevice, VulkanOptions};
+use vksvm::device::vulkan::{CopiesBeside, CopyPath, VulkanDevice, VulkanOptions};
 use vksvm::device::{Device, DeviceError, DeviceInfo, Dispatch, LiveUnit, PageCopy, SharedMemory, SharedUse, Slab};
 use vksvm::hmm::{Blocking, Event};
 use vksvm::kernel::KernelModule;
@@ -271,7 +271,7 @@ struct Faulty {
     dies: AtomicBool,
     /// Copies hang until the kernel is told to give up.
     hangs: AtomicBool,
-    give_up: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    give_up: Mutex<Option<Box<dyn Fn() + Send + Sync>>>,
 }
 
 impl Faulty {
@@ -284,7 +284,7 @@ impl Faulty {
             no_live,
             dies: AtomicBool::new(false),
             hangs: AtomicBool::new(false),
-            give_up: OnceLock::new(),
+            give_up: Mutex::new(None),
         })
     }
 }
@@ -302,7 +302,7 @@ impl Device for Faulty {
     unsafe fn copy_in(&self, copies: &[PageCopy]) -> Result<(), DeviceError> {
         assert!(!self.dies.load(Ordering::Relaxed), "the service thread dies, as the test asks");
         if self.hangs.load(Ordering::Relaxed) {
-            (self.give_up.get().unwrap())();
+            (self.give_up.lock().unwrap().as_ref().unwrap())();
             while !self.device.ended(Duration::from_millis(1))? {}
         }
         // SAFETY: the caller's promise.
@@ -323,7 +323,7 @@ impl Device for Faulty {
         if self.no_live { Err("loops end early, says the test".into()) } else { self.device.probe_live() }
     }
     fn on_stall(&self, give_up: Box<dyn Fn() + Send + Sync>) {
-        assert!(self.give_up.set(give_up).is_ok(), "said once");
+        *self.give_up.lock().unwrap() = Some(give_up);
     }
     fn start(&self, dispatch: &Dispatch<'_>) -> Result<(), DeviceError> {
         self.device.start(dispatch)
@@ -344,6 +344,10 @@ fn where_the_probe_fails_launches_are_replayed_and_info_says_why() {
     let svm = with(|builder| builder.with_device(Faulty::open(true)).fault_mode(FaultMode::Live));
     let mode = svm.info().fault_mode;
     assert!(mode.starts_with("replay") && mode.contains("loops end early"), "{mode}");
+    update_pages_once(&svm);
+}
+
+fn update_pages_once(svm: &Fixture) {
     let mut data = svm.heap().vec_zeroed::<[u32; 1024]>(4).unwrap();
     // SAFETY: the kernel changes words of the pages.
     let kernel = unsafe { svm.kernel("update_pages", spirv!("update_pages")) }.unwrap();
@@ -385,17 +389,42 @@ const HANG: Duration = Duration::from_secs(100);
 
 #[test]
 fn whether_copies_go_on_beside_a_kernel_is_found_by_trying() {
-    let open = |copies_beside| {
-        let mut options = VulkanOptions::default();
-        (options.leave_processor, options.copy_path, options.copies_beside) = (true, CopyPath::Staging, copies_beside);
-        Arc::new(VulkanDevice::open(&options).unwrap())
-    };
-    assert_eq!(open(true).try_copies_beside(), Ok(()));
+    let open = |copies_beside| Arc::new(VulkanDevice::open(&staging_options(copies_beside)).unwrap());
+    let beside = open(CopiesBeside::AllDevices);
+    assert!(beside.copies_beside());
+    assert_eq!(beside.try_copies_beside(), Ok(()));
     // On the kernel's own queue they do not.
-    let without = open(false);
+    let without = open(CopiesBeside::Never);
     let found = without.try_copies_beside().unwrap_err();
     assert!(found.contains("wait for its end"), "{found}");
     let svm = with(|builder| builder.with_device(without).fault_mode(FaultMode::Live));
     let mode = svm.info().fault_mode;
     assert!(mode.starts_with("replay") && mode.contains("no queue for copies"), "{mode}");
+}
+
+#[test]
+fn a_queue_for_copies_that_the_probe_finds_wrong_is_used_by_nothing() {
+    let options = staging_options(CopiesBeside::AllDevices);
+    let device = Arc::new(VulkanDevice::open_if(&options, |_| Err("pages arrive late, says the test".into())).unwrap());
+    assert!(!device.copies_beside());
+    let svm = with(|builder| builder.with_device(device).fault_mode(FaultMode::Live));
+    let mode = svm.info().fault_mode;
+    assert!(mode.starts_with("replay") && mode.contains("pages arrive late"), "{mode}");
+    update_pages_once(&svm);
+}
+
+#[test]
+fn replay_opens_no_queue_for_copies() {
+    let device = VulkanDevice::open(&staging_options(CopiesBeside::Never)).unwrap();
+    assert!(!device.copies_beside());
+    // By default, only devices that are known to go live get one.
+    let device = VulkanDevice::open(&staging_options(CopiesBeside::CpuDevices)).unwrap();
+    assert_eq!(device.copies_beside(), device.info().is_cpu);
+}
+
+fn staging_options(copies_beside: CopiesBeside) -> VulkanOptions {
+    let mut options = VulkanOptions::default();
+    (options.leave_processor, options.copy_path, options.copies_beside) = (true, CopyPath::Staging, copies_beside);
+    options.validation = std::env::var("VKSVM_VALIDATION").is_ok_and(|value| value != "0");
+    options
 }

@@ -3,10 +3,12 @@
 //! Copies that were submitted to the kernel's own queue would wait for its end, and it may be waiting for them. Devices with more
 //! than one queue have one to spare. On others a second logical device is opened on the same physical one: it has a queue of its own, and frames are
 //! made so that it can import their memory. Whether copies there do go on beside a kernel is not for the specification to say: the live probe
-//! tries it (`probe.rs`).
+//! tries it (`probe_copies.rs`).
 //!
 //! Within one logical device, each queue's submissions wait for what the other has done so far, which makes it visible. Between two,
-//! and for a kernel that is running already, the host is in between: it publishes an entry after it has waited for the copy.
+//! and for a kernel that is running already, the host is in between: it publishes an entry after it has waited for the copy. Vulkan would have the memory
+//! released to and acquired from `VK_QUEUE_FAMILY_EXTERNAL`, which a running kernel cannot do: only the probe vouches for that path, which is why
+//! nothing but live mode takes it, and not where the probe failed (`VulkanDevice::open`).
 
 use super::choose::{Chosen, CopyQueue};
 use super::context::{Context, create_device, failed};

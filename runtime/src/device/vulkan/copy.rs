@@ -7,6 +7,7 @@
 use super::commands::Recorder;
 use super::context::{Context, Lane};
 use super::memory::{self, Frames};
+use super::stall::Stalls;
 use crate::addr::DeviceAddress;
 use crate::device::stream::{STREAM_BYTES, copy_streaming};
 use crate::device::{DeviceError, PageCopy};
@@ -14,13 +15,10 @@ use ash::vk;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::Arc;
 
 /// Bytes of one half of the staging buffer.
 const HALF: usize = 8 << 20;
-/// How long a copy may take before it is taken to hang behind a kernel: far more than it needs.
-const STALL: Duration = Duration::from_secs(10);
 
 /// Slabs by device address, to find the buffer behind a frame.
 pub(super) type SlabMap = BTreeMap<DeviceAddress, Arc<Frames>>;
@@ -33,7 +31,7 @@ pub(super) struct Copier {
     slabs: Mutex<SlabMap>,
     staging: Mutex<Option<Staging>>,
     /// What to do about a copy that hangs.
-    stalled: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    stalls: Stalls,
 }
 
 struct Half {
@@ -65,25 +63,18 @@ impl Copier {
             mapped,
             slabs: Mutex::default(),
             staging: Mutex::new(None),
-            stalled: OnceLock::new(),
+            stalls: Stalls::default(),
         }
     }
 
-    /// Has `stalled` called when a copy hangs; the first call counts.
+    /// Has `stalled` called when a copy hangs; the last call counts.
     pub(super) fn on_stall(&self, stalled: Box<dyn Fn() + Send + Sync>) {
-        let _ = self.stalled.set(stalled);
+        self.stalls.tell(stalled);
     }
 
-    /// Waits for a copy.
+    /// Waits for a copy. If it was given up, what it uses may still be in use.
     fn wait(&self, value: u64) -> Result<(), DeviceError> {
-        let line = self.context.copies();
-        while !line.wait_for(value, STALL)? {
-            tracing::error!("a copy has not ended after {STALL:?}; kernels that run are told to give up");
-            if let Some(stalled) = self.stalled.get() {
-                stalled();
-            }
-        }
-        Ok(())
+        self.stalls.wait(|patience| self.context.copies().wait_for(value, patience))
     }
 
     pub(super) fn add_slab(&self, buffer: Arc<Frames>) {
@@ -217,7 +208,11 @@ impl Copier {
                 unsafe { device.cmd_fill_buffer(commands, buffer.copied(), *offset as u64, *bytes as u64, 0) };
             }
         })?;
-        self.wait(value)
+        let waited = self.wait(value);
+        if self.stalls.gave_up() {
+            std::mem::forget((targets, staging.take()));
+        }
+        waited
     }
 
     fn ensure<'s>(&self, staging: &'s mut Option<Staging>) -> Result<&'s mut Staging, DeviceError> {
@@ -239,8 +234,8 @@ impl Copier {
         copies: &[PageCopy],
         mut transfer: impl FnMut(&mut Half, &[Piece], &[(Arc<Frames>, vk::BufferCopy)]) -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
-        let mut staging = self.staging.lock();
-        let staging = self.ensure(&mut staging)?;
+        let mut held = self.staging.lock();
+        let staging = self.ensure(&mut held)?;
         let mut copies = copies.iter().copied();
         let mut current = copies.next();
         let mut result = Ok(());
@@ -282,6 +277,10 @@ impl Copier {
                 let waited = self.wait(value);
                 result = result.and(waited);
             }
+        }
+        if self.stalls.gave_up() {
+            // The device may still be at it. With them stays their logical device, which would wait for it otherwise.
+            std::mem::forget((kept, held.take()));
         }
         result
     }

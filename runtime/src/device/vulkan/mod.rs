@@ -18,6 +18,7 @@ mod pipeline;
 mod probe;
 mod probe_copies;
 mod raw;
+mod stall;
 mod validation;
 
 pub use raw::{RawBuffer, RawCommand, RawKernel, RawMemory, RawStream};
@@ -50,6 +51,19 @@ pub enum CopyPath {
     Staging,
 }
 
+/// On which devices copies that go through staging get a queue of their own, so that they can go on while a kernel runs: what live mode needs
+/// where frames are not mapped by the host. It is kept only where a probe shows that live mode works with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CopiesBeside {
+    /// On none: for replay.
+    #[default]
+    Never,
+    /// On those that compute on the CPU.
+    CpuDevices,
+    /// On all.
+    AllDevices,
+}
+
 /// How to open the device.
 #[derive(Clone, Debug, Default)]
 pub struct VulkanOptions {
@@ -61,9 +75,8 @@ pub struct VulkanOptions {
     pub copy_path: CopyPath,
     /// Keep one processor free of the driver's threads, for live mode's service thread.
     pub leave_processor: bool,
-    /// Give copies that go through staging a queue of their own, so that they can go on while a kernel runs: what live mode needs where
-    /// frames are not mapped by the host.
-    pub copies_beside: bool,
+    /// Whether copies get a queue of their own.
+    pub copies_beside: CopiesBeside,
     /// Where pipelines are kept between runs.
     pub(crate) cache: Cache,
 }
@@ -79,6 +92,8 @@ pub struct VulkanDevice {
     info: DeviceInfo,
     context: Arc<Context>,
     copier: Arc<Copier>,
+    /// What the live probe said, if copies were to have a queue of their own.
+    probed: Option<Result<LiveUnit, String>>,
     pipelines: Pipelines,
     dispatcher: Mutex<Recorder>,
     live: Mutex<Live>,
@@ -88,7 +103,34 @@ pub struct VulkanDevice {
 
 impl VulkanDevice {
     /// Opens the best device there is, or the one the options name, and probes it.
+    ///
+    /// A queue for copies is not trusted before live mode's probe has found that it works. If it does not, the device is opened again without:
+    /// replay must not go by a way that was just found wrong, and needs no such queue.
     pub fn open(options: &VulkanOptions) -> Result<Self, DeviceError> {
+        Self::open_if(options, Self::find_live)
+    }
+
+    /// As [`open`](Self::open), with another probe; for tests.
+    #[doc(hidden)]
+    pub fn open_if(
+        options: &VulkanOptions,
+        probe: impl FnOnce(&Self) -> Result<LiveUnit, String>,
+    ) -> Result<Self, DeviceError> {
+        let mut device = Self::open_once(options)?;
+        if !device.context.copies_beside() {
+            return Ok(device);
+        }
+        let probed = probe(&device);
+        if let Err(why) = &probed {
+            tracing::warn!("no queue for copies beside kernels: {why}");
+            drop(device);
+            device = Self::open_once(&VulkanOptions { copies_beside: CopiesBeside::Never, ..options.clone() })?;
+        }
+        device.probed = Some(probed);
+        Ok(device)
+    }
+
+    fn open_once(options: &VulkanOptions) -> Result<Self, DeviceError> {
         let before = task_ids();
         let _fewer = options.leave_processor.then(FewerProcessors::enter);
         if options.leave_processor {
@@ -96,7 +138,12 @@ impl VulkanDevice {
         }
         let maps = |physical: &choose::Chosen| options.copy_path == CopyPath::Auto && physical.is_unified();
         let context = Context::open(options.device.as_deref(), options.validation, &options.cache, |physical| {
-            options.copies_beside && !maps(physical)
+            let wanted = match options.copies_beside {
+                CopiesBeside::Never => false,
+                CopiesBeside::CpuDevices => physical.is_cpu(),
+                CopiesBeside::AllDevices => true,
+            };
+            wanted && !maps(physical)
         })?;
         let context = Arc::new(context);
         let physical = &context.physical;
@@ -121,6 +168,7 @@ impl VulkanDevice {
         Ok(Self {
             info,
             copier: Arc::new(Copier::new(&context, mapped)),
+            probed: None,
             pipelines: Pipelines::default(),
             dispatcher: Mutex::new(Recorder::new(&context)?),
             live: Mutex::new(Live { recorder: Recorder::new(&context)?, running: None }),
@@ -139,6 +187,23 @@ impl VulkanDevice {
     pub fn try_copies_beside(&self) -> Result<(), String> {
         let slab = self.slab(probe_copies::FRAMES).map_err(|error| error.to_string())?;
         probe_copies::copies(&self.context, &self.copier, slab.address())
+    }
+
+    /// Whether copies have a queue of their own.
+    pub fn copies_beside(&self) -> bool {
+        self.context.copies_beside()
+    }
+
+    /// Whether live mode works, found by trying.
+    fn find_live(&self) -> Result<LiveUnit, String> {
+        let unit = probe::live(&self.context)?;
+        if !self.info.host_mapped_frames {
+            if !self.copies_beside() {
+                return Err("frames are not mapped by the host, and there is no queue for copies beside kernels".into());
+            }
+            self.try_copies_beside()?;
+        }
+        Ok(unit)
     }
 }
 
@@ -222,14 +287,7 @@ impl Device for VulkanDevice {
     }
 
     fn probe_live(&self) -> Result<LiveUnit, String> {
-        let unit = probe::live(&self.context)?;
-        if !self.info.host_mapped_frames {
-            if !self.context.copies_beside() {
-                return Err("frames are not mapped by the host, and there is no queue for copies beside kernels".into());
-            }
-            self.try_copies_beside()?;
-        }
-        Ok(unit)
+        self.probed.clone().unwrap_or_else(|| self.find_live())
     }
 
     fn on_stall(&self, give_up: Box<dyn Fn() + Send + Sync>) {

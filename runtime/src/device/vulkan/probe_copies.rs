@@ -18,9 +18,11 @@ use std::time::{Duration, Instant};
 pub(super) const FRAMES: usize = 2 * PAGE_SIZE;
 /// Workgroups that wait: more than devices have room for, so that copies that take what kernels leave find nothing left.
 const CROWD: u32 = 4096;
+/// How long a kernel may take to start: far more than it needs, whatever else the machine does.
+const START: Duration = Duration::from_secs(30);
 /// How long copies beside a waiting kernel may take.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Polls of an invocation that waits to be told how it went: longer than that.
+/// Polls of an invocation that waits to be told how it went: longer than that, still bounded.
 const POLLS: u32 = 1 << 28;
 // What is in the frame before, what is copied there, and what the kernel stores: as in the shader.
 const OLD: u32 = 1;
@@ -64,8 +66,13 @@ pub(super) fn copies(context: &Arc<Context>, copier: &Copier, frames: DeviceAddr
         })
         .map_err(text)?;
     let start = Instant::now();
-    while announced.load(Ordering::SeqCst) == 0 && start.elapsed() < PATIENCE {
+    while announced.load(Ordering::SeqCst) == 0 && start.elapsed() < START {
         std::thread::yield_now();
+    }
+    if announced.load(Ordering::SeqCst) == 0 {
+        outcome.store(2, Ordering::SeqCst);
+        context.wait(value).map_err(text)?;
+        return Err(format!("a kernel did not start within {START:?}"));
     }
     let list = [copy(&mut new, 0), copy(&mut home, 1)];
     let (there, done) = crossbeam_channel::bounded(1);
