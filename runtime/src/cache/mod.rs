@@ -8,11 +8,13 @@
 //! Processes share a folder without a lock. Who reads opens a whole file, which stays readable if it is replaced or removed meanwhile; of two that put the same key, the
 //! last one's entry stays; two that trim at once remove what both find oldest, at worst more than they had to.
 //!
-//! **Gotchas.** Values are trusted like the program itself: the folder is made readable and writable by its owner only.
+//! **Gotchas.** Values are trusted like the program itself: the folder is made readable and writable by its owner only, and one that belongs to another
+//! user, or that others may write to, is not used. What is found in it is read only if it is a plain file, and no further than the limit.
 
+use rustix::fs::OFlags;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -100,11 +102,17 @@ impl Cache {
     /// The value that was put under this key.
     pub(crate) fn get(&self, kind: &str, key: &[u8]) -> Option<Vec<u8>> {
         let path = self.path(kind, key)?;
-        let mut file = fs::File::open(&path).ok()?;
-        let length = file.metadata().ok()?.len();
+        if !is_private(self.folder.as_ref()?) {
+            return None;
+        }
+        // Without waiting for whoever would write to a pipe, and not by way of a link to somewhere else.
+        let plain = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
+        let file = fs::OpenOptions::new().read(true).custom_flags(plain).open(&path).ok()?;
+        let data = file.metadata().ok()?;
         let mut bytes = Vec::new();
-        if length <= self.limit {
-            file.read_to_end(&mut bytes).ok()?;
+        if data.is_file() && data.len() <= self.limit {
+            // It may have grown since.
+            (&file).take(self.limit + 1).read_to_end(&mut bytes).ok()?;
         }
         let value = match decode(&bytes, key) {
             Ok(value) => value.to_vec(),
@@ -165,9 +173,22 @@ fn decode<'a>(bytes: &'a [u8], key: &[u8]) -> Result<&'a [u8], &'static str> {
     if found == key { Ok(value) } else { Err("it is another key's") }
 }
 
+/// Whether nobody but this process's user, and root, can have put entries into the folder.
+fn is_private(folder: &Path) -> bool {
+    let Ok(data) = fs::metadata(folder) else { return false };
+    let private = data.is_dir() && data.uid() == rustix::process::geteuid().as_raw() && data.mode() & 0o022 == 0;
+    if !private {
+        tracing::debug!(folder = %folder.display(), "not used as a cache: another user's, or others may write to it");
+    }
+    private
+}
+
 fn write(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    if !is_private(folder) {
+        return Err(io::Error::other("the folder is another user's, or others may write to it"));
+    }
     let count = NEXT.fetch_add(1, Ordering::Relaxed);
     let temporary = folder.join(format!(".{}-{count}.new", std::process::id()));
     let written = fs::File::create_new(&temporary)

@@ -63,6 +63,42 @@ fn an_entry_cut_short_or_changed_anywhere_counts_as_absent() {
 }
 
 #[test]
+fn what_is_no_plain_file_counts_as_absent_and_is_not_waited_for() {
+    let folder = Folder::new("kinds");
+    folder.cache().put("kind", b"key", b"value");
+    let path = folder.only_file();
+    let moved = folder.0.join("moved");
+    fs::rename(&path, &moved).unwrap();
+
+    std::os::unix::fs::symlink(&moved, &path).unwrap();
+    assert_eq!(folder.cache().get("kind", b"key"), None, "a link");
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+    assert_eq!(folder.cache().get("kind", b"key"), None, "a link to what has no end");
+    fs::remove_file(&path).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    assert_eq!(folder.cache().get("kind", b"key"), None, "a pipe that nobody writes to");
+    fs::remove_file(&path).unwrap();
+    fs::rename(&moved, &path).unwrap();
+    assert!(folder.cache().get("kind", b"key").is_some());
+}
+
+#[test]
+fn a_folder_that_others_may_write_to_is_not_used() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::new("open");
+    folder.cache().put("kind", b"key", b"value");
+    for (mode, used) in [(0o755u32, true), (0o775, false), (0o777, false), (0o1777, false), (0o700, true)] {
+        fs::set_permissions(&folder.0, fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(folder.cache().get("kind", b"key").is_some(), used, "{mode:o}");
+        let entries = || fs::read_dir(&folder.0).unwrap().count();
+        let before = entries();
+        folder.cache().put("kind", &mode.to_le_bytes(), b"value");
+        assert_eq!(entries() > before, used, "{mode:o}");
+    }
+}
+
+#[test]
 fn another_keys_entry_under_the_same_name_counts_as_absent() {
     let folder = Folder::new("foreign");
     folder.cache().put("kind", b"key", b"value");

@@ -287,6 +287,7 @@ impl Builder {
 
     /// Keeps what was made of kernels, by rewriting and by the driver, in this folder between runs; `None` keeps nothing. Environment:
     /// `VKSVM_CACHE`, a folder or `0`. Default: `vksvm/kernels` in the user's cache folder. At most 256 MiB; damaged files count as absent.
+    /// A folder that is another user's, or that others may write to, is not used: what is in it runs on the device.
     #[must_use]
     pub fn cache(mut self, folder: Option<PathBuf>) -> Self {
         self.cache = Some(folder);
