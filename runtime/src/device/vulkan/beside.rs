@@ -128,20 +128,9 @@ impl Plain {
         plain.buffer = unsafe { device.create_buffer(&info, None) }.map_err(failed("vkCreateBuffer"))?;
         // SAFETY: the buffer was just made.
         let requirements = unsafe { device.get_buffer_memory_requirements(plain.buffer) };
-        let wanted = match from {
-            From::Mapped => {
-                vk::MemoryPropertyFlags::HOST_VISIBLE
-                    | vk::MemoryPropertyFlags::HOST_COHERENT
-                    | vk::MemoryPropertyFlags::HOST_CACHED
-            }
-            From::Exported | From::Imported(_) => vk::MemoryPropertyFlags::DEVICE_LOCAL,
-        };
-        let kinds = context.physical.memory.memory_types_as_slice().iter().enumerate();
-        let kind = kinds.into_iter().find(|(index, kind)| {
-            requirements.memory_type_bits >> index & 1 != 0 && kind.property_flags.contains(wanted)
-        });
         let out_of_memory = || DeviceError::OutOfMemory { what: "copies beside kernels", bytes: bytes as u64 };
-        let kind = kind.ok_or_else(out_of_memory)?.0 as u32;
+        let kind = kind(context.physical.memory.memory_types_as_slice(), requirements.memory_type_bits, !shared)
+            .ok_or_else(out_of_memory)?;
         let mut flags = vk::MemoryAllocateFlagsInfo::default().flags(vk::MemoryAllocateFlags::DEVICE_ADDRESS);
         let mut dedicated = vk::MemoryDedicatedAllocateInfo::default().buffer(plain.buffer);
         let mut export = vk::ExportMemoryAllocateInfo::default().handle_types(FD);
@@ -164,12 +153,12 @@ impl Plain {
         }
         // SAFETY: the chain is well formed; an imported descriptor is the driver's from here on, if this succeeds.
         let allocated = unsafe { device.allocate_memory(&allocate, None) };
-        plain.memory = allocated.map_err(|_| {
+        plain.memory = allocated.map_err(|error| {
             if let Some(fd) = given {
                 // SAFETY: the driver did not take it.
                 drop(unsafe { OwnedFd::from_raw_fd(fd) });
             }
-            out_of_memory()
+            refused(error, out_of_memory())
         })?;
         // SAFETY: bound once, at its start, to memory of the size that it requires.
         unsafe { device.bind_buffer_memory(plain.buffer, plain.memory, 0) }.map_err(failed("vkBindBufferMemory"))?;
@@ -189,5 +178,59 @@ impl Drop for Plain {
             self.device.destroy_buffer(self.buffer, None);
             self.device.free_memory(self.memory, None);
         }
+    }
+}
+
+/// The index of a memory type among those allowed by `bits`: one that the host maps, better cached, or one of the device's own.
+fn kind(kinds: &[vk::MemoryType], bits: u32, mapped: bool) -> Option<u32> {
+    // The one that Vulkan promises; a cached one is not.
+    let plain = vk::MemoryPropertyFlags::HOST_VISIBLE | vk::MemoryPropertyFlags::HOST_COHERENT;
+    let wanted = match mapped {
+        true => [plain | vk::MemoryPropertyFlags::HOST_CACHED, plain],
+        false => [vk::MemoryPropertyFlags::DEVICE_LOCAL; 2],
+    };
+    let with = |wanted| {
+        kinds.iter().zip(0u32..).find(|(kind, index)| bits >> index & 1 != 0 && kind.property_flags.contains(wanted))
+    };
+    wanted.into_iter().find_map(with).map(|(_, index)| index)
+}
+
+/// Why memory was not given: `none_left`, which less use of memory mends, or something that it does not.
+fn refused(error: vk::Result, none_left: DeviceError) -> DeviceError {
+    match error {
+        vk::Result::ERROR_OUT_OF_DEVICE_MEMORY
+        | vk::Result::ERROR_OUT_OF_HOST_MEMORY
+        | vk::Result::ERROR_TOO_MANY_OBJECTS => none_left,
+        other => failed("vkAllocateMemory")(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn staging_needs_no_more_than_vulkan_promises() {
+        const LOCAL: vk::MemoryPropertyFlags = vk::MemoryPropertyFlags::DEVICE_LOCAL;
+        let plain = vk::MemoryPropertyFlags::HOST_VISIBLE | vk::MemoryPropertyFlags::HOST_COHERENT;
+        let kinds = |of: &[vk::MemoryPropertyFlags]| -> Vec<_> {
+            of.iter().map(|&property_flags| vk::MemoryType { property_flags, heap_index: 0 }).collect()
+        };
+        let cached = plain | vk::MemoryPropertyFlags::HOST_CACHED;
+        assert_eq!(kind(&kinds(&[LOCAL, plain, cached]), !0, true), Some(2));
+        assert_eq!(kind(&kinds(&[LOCAL, plain]), !0, true), Some(1));
+        assert_eq!(kind(&kinds(&[LOCAL, plain, cached]), 0b011, true), Some(1));
+        assert_eq!(kind(&kinds(&[LOCAL]), !0, true), None);
+        assert_eq!(kind(&kinds(&[plain, LOCAL]), !0, false), Some(1));
+    }
+
+    #[test]
+    fn only_a_lack_of_memory_is_told_as_one() {
+        let none_left = || DeviceError::OutOfMemory { what: "a test", bytes: 1 };
+        let told = |error| refused(error, none_left());
+        assert!(matches!(told(vk::Result::ERROR_TOO_MANY_OBJECTS), DeviceError::OutOfMemory { bytes: 1, .. }));
+        assert!(matches!(told(vk::Result::ERROR_OUT_OF_DEVICE_MEMORY), DeviceError::OutOfMemory { bytes: 1, .. }));
+        assert!(matches!(told(vk::Result::ERROR_DEVICE_LOST), DeviceError::Lost(_)));
+        assert!(matches!(told(vk::Result::ERROR_INVALID_EXTERNAL_HANDLE), DeviceError::Call { .. }));
     }
 }
