@@ -23,6 +23,8 @@ pub enum Rank {
     Mm,
     /// Page locks, taken by ascending page. Linux: `lock_page`.
     PageLock,
+    /// Pages whose locks are not held are being write-protected.
+    Guards,
     /// The notifier registry; never held while a callback runs.
     Notifiers,
     /// The device gate: a dispatch is in flight, or a callback keeps one from starting.
@@ -38,6 +40,7 @@ impl fmt::Display for Rank {
         f.write_str(match self {
             Self::Mm => "mm (address space)",
             Self::PageLock => "page lock",
+            Self::Guards => "guards",
             Self::Notifiers => "notifier registry",
             Self::DeviceGate => "device gate",
             Self::MirrorUpdate => "mirror update",

@@ -28,7 +28,7 @@ use crate::hmm::{Blocking, Clock, Event, InvalidateError, Notifiers};
 use crate::observe::Counters;
 use crate::policy::thrash::Verdict;
 use crate::policy::{MAX_WINDOW, Readahead, ThrashOptions, may_pin};
-use crate::rank::{Rank, RankedRwLock};
+use crate::rank::{Rank, RankedMutex, RankedRwLock};
 use crate::track::{CpuFault, FaultHandler, FaultOutcome, ForeignChange, Protection, TrackError, Tracker};
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use std::collections::BTreeSet;
@@ -59,8 +59,8 @@ pub struct AddressSpace {
     /// Who fights over which granules.
     thrash: ThrashWatch,
     background: Background,
-    /// Held by who protects pages whose locks it does not hold.
-    guards: Mutex<()>,
+    /// Held by who protects pages whose locks it does not hold, until they are: what is noted of a page must not be another's, and older.
+    guards: RankedMutex<()>,
     /// CPU stores to pages that were protected although no device wanted them.
     needless: AtomicU64,
     /// Threads of devices' drivers, by kernel id.
@@ -147,7 +147,7 @@ impl AddressSpace {
             readahead: Readahead::default(),
             thrash,
             background: Background::default(),
-            guards: Mutex::default(),
+            guards: RankedMutex::new(Rank::Guards, ()),
             needless: AtomicU64::new(0),
             driver_threads: RwLock::new(Vec::new()),
             devices: Mutex::default(),
@@ -386,11 +386,16 @@ impl AddressSpace {
     fn trespass(&self, page: PageIndex) -> FaultOutcome {
         let unit = self.tracker.unit(page);
         self.trespassed.lock().push(unit);
+        let opened = || {
+            for page in unit.iter() {
+                self.home.pages.opened(page);
+            }
+        };
+        // Before as well: the page's lock is not held, and another device's service, which holds it, must not take the page for guarded still
+        // when it no longer is. Whoever guards it in between serves a launch beside one that fails, and may copy what that one stores.
+        opened();
         let mapped = self.tracker.map(unit, Protection::ReadWrite);
-        // Its lock is not held: who reads this meanwhile serves a launch that fails.
-        for page in unit.iter() {
-            self.home.pages.opened(page);
-        }
+        opened();
         match mapped {
             Ok(()) => FaultOutcome::Resolved,
             Err(_) => FaultOutcome::Refused,
