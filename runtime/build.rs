@@ -7,8 +7,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// Where it stands, from this package on: the passes, and the layouts and the library that they put in.
-const SOURCES: [&str; 4] =
-    ["src/kernel", "src/device/layout.rs", "../shaders/vksvm_layout.glsl", "../shaders/spv/rewrite_library.spv"];
+const SOURCES: [&str; 5] = [
+    "src/kernel",
+    "src/addr.rs",
+    "src/device/layout.rs",
+    "../shaders/vksvm_layout.glsl",
+    "../shaders/spv/rewrite_library.spv",
+];
 /// Where the versions of the crates stand that read and write SPIR-V.
 const LOCK: &str = "../Cargo.lock";
 const CRATES: [&str; 2] = ["name = \"rspirv\"", "name = \"spirv\""];

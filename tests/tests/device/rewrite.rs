@@ -134,6 +134,8 @@ fn a_plain_saxpy_runs_on_the_heap() {
 #[test]
 fn a_later_start_takes_kernels_and_their_variants_as_the_first_made_them() {
     let folder = std::env::temp_dir().join(format!("vksvm-later-{}", std::process::id()));
+    // What a process of the same number left that failed.
+    let _ = std::fs::remove_dir_all(&folder);
     let run = || {
         let svm = with(|builder| builder.cache(Some(folder.clone())));
         let x = svm.heap().vec_from_slice(&[3.0f32; 4096]).unwrap();
