@@ -2,8 +2,8 @@
 //!
 //! Every kernel takes a source, a destination and a count, and computes words of the destination from words of the
 //! source; what they should be is computed here on the CPU. It runs cold (all pages at home), warm (the source is on the
-//! device) and hot (so is the destination: nobody looks between launches, and the kernel's fast variant runs); confined too (then the hot
-//! launches check nothing), and, where that is sound, declared idempotent: all this replayed, with room and with exactly the frames that
+//! device), hot (so is the destination: nobody looks between launches, and the kernel's fast variant runs) and hot but touched (before the last
+//! launch the CPU writes the source, so that fast passes miss); confined too (then the hot launches check nothing), and, where that is sound, declared idempotent: all this replayed, with room and with exactly the frames that
 //! its largest workgroup needs. Live it runs cold and warm.
 
 use std::time::Instant;
@@ -29,7 +29,9 @@ pub(super) enum Extent {
 
 /// Temperatures and launches in a row: the first misses what the CPU wrote, the second finds that nothing is missing any more, the third
 /// is fast.
-const HOT: [(&str, u32); 3] = [("cold", 1), ("warm", 1), ("hot", 4)];
+const HOT: [(&str, u32); 4] = [("cold", 1), ("warm", 1), ("hot", 4), (TOUCHED, 4)];
+/// As hot, but the CPU writes the source before the last launch, whose fast variant then misses.
+const TOUCHED: &str = "touched";
 
 /// A kernel and what it computes.
 pub(super) struct Case {
@@ -135,7 +137,11 @@ impl Case {
         for &(temperature, launches) in temperatures {
             destination.copy_from_slice(&before);
             expected.copy_from_slice(&before);
-            for _ in 0..launches {
+            for left in (0..launches).rev() {
+                if left == 0 && temperature == TOUCHED {
+                    let same = source.to_vec();
+                    source.copy_from_slice(&same);
+                }
                 (self.expect)(&source, &mut expected);
                 let launch = kernel.launch(self.groups).read(&source[..]).write(&mut destination[..]).value(N as u32);
                 // Blocks end at the alignment of their pointers.
