@@ -3,8 +3,9 @@
 //! Every kernel takes a source, a destination and a count, and computes words of the destination from words of the
 //! source; what they should be is computed here on the CPU. It runs cold (all pages at home), warm (the source is on the
 //! device), hot (so is the destination: nobody looks between launches, and the kernel's fast variant runs) and hot but touched (before the last
-//! launch the CPU writes the source, so that fast passes miss); confined too (then the hot launches check nothing), and, where that is sound, declared idempotent: all this replayed, with room and with exactly the frames that
-//! its largest workgroup needs. Live it runs cold and warm.
+//! launch the CPU writes the source, or only its second half, so that fast passes miss); confined too (then the hot launches check
+//! nothing), and, where that is sound, declared idempotent: all this replayed, with room and with exactly the frames that its largest
+//! workgroup needs. Live it runs cold and warm.
 
 use std::time::Instant;
 use vksvm::{Kernel, Svm};
@@ -29,9 +30,11 @@ pub(super) enum Extent {
 
 /// Temperatures and launches in a row: the first misses what the CPU wrote, the second finds that nothing is missing any more, the third
 /// is fast.
-const HOT: [(&str, u32); 4] = [("cold", 1), ("warm", 1), ("hot", 4), (TOUCHED, 4)];
+const HOT: [(&str, u32); 5] = [("cold", 1), ("warm", 1), ("hot", 4), (TOUCHED, 4), (HALF, 4)];
 /// As hot, but the CPU writes the source before the last launch, whose fast variant then misses.
 const TOUCHED: &str = "touched";
+/// As touched, but only the second half: the pointers in the first are found, and what they point to is missing.
+const HALF: &str = "half touched";
 
 /// A kernel and what it computes.
 pub(super) struct Case {
@@ -138,9 +141,14 @@ impl Case {
             destination.copy_from_slice(&before);
             expected.copy_from_slice(&before);
             for left in (0..launches).rev() {
-                if left == 0 && temperature == TOUCHED {
-                    let same = source.to_vec();
-                    source.copy_from_slice(&same);
+                let touched = match temperature {
+                    TOUCHED => 0..WORDS,
+                    HALF => WORDS / 2..WORDS,
+                    _ => 0..0,
+                };
+                if left == 0 && !touched.is_empty() {
+                    let same = source[touched.clone()].to_vec();
+                    source[touched].copy_from_slice(&same);
                 }
                 (self.expect)(&source, &mut expected);
                 let launch = kernel.launch(self.groups).read(&source[..]).write(&mut destination[..]).value(N as u32);
