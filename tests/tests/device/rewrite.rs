@@ -8,6 +8,7 @@ mod memory;
 mod pointers;
 mod random;
 mod reuse;
+mod waits;
 
 use corpus::{Case, Extent};
 use vksvm::{FaultMode, ThrashOptions, ThrashPolicy};
