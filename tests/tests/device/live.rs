@@ -8,7 +8,7 @@ use vksvm::device::vulkan::{CopiesBeside, CopyPath, VulkanDevice, VulkanOptions}
 use vksvm::device::{Device, DeviceError, DeviceInfo, Dispatch, LiveUnit, PageCopy, SharedMemory, SharedUse, Slab};
 use vksvm::hmm::{Blocking, Event};
 use vksvm::kernel::KernelModule;
-use vksvm::{FaultMode, LaunchError, Stats, ThrashOptions, ThrashPolicy};
+use vksvm::{FaultMode, LaunchError, Placement, Stats, ThrashOptions, ThrashPolicy};
 use vksvm_tests::{Fixture, moving, spirv, with};
 
 fn live_with(policy: ThrashPolicy, copies: CopyPath) -> Fixture {
@@ -221,10 +221,13 @@ fn ring(policy: ThrashPolicy, copies: CopyPath, n: u32) {
 
 #[test]
 fn updates_and_atomics_across_missing_pages_happen_once_in_both_modes() {
-    for (mode, copies) in
-        [(FaultMode::Live, CopyPath::Auto), (FaultMode::Live, CopyPath::Staging), (FaultMode::Replay, CopyPath::Auto)]
-    {
-        let svm = moving(|builder| builder.fault_mode(mode).frames(80).queue_capacity(5).copy_path(copies));
+    // Nearly all reports find the queue full.
+    for (mode, copies, capacity) in [
+        (FaultMode::Live, CopyPath::Auto, 1),
+        (FaultMode::Live, CopyPath::Staging, 5),
+        (FaultMode::Replay, CopyPath::Auto, 5),
+    ] {
+        let svm = moving(|builder| builder.fault_mode(mode).frames(80).queue_capacity(capacity).copy_path(copies));
         let (pages, invocations) = (64usize, 128u32);
         let mut data = svm.heap().vec_zeroed::<[u32; 1024]>(pages).unwrap();
         let cells = data.as_mut_ptr() as usize;
@@ -275,6 +278,8 @@ struct Faulty {
     dies: AtomicBool,
     /// Copies hang until the kernel is told to give up.
     hangs: AtomicBool,
+    /// Copies take longer than any invocation waits.
+    lags: AtomicBool,
     give_up: Mutex<Option<Box<dyn Fn() + Send + Sync>>>,
 }
 
@@ -288,6 +293,7 @@ impl Faulty {
             no_live,
             dies: AtomicBool::new(false),
             hangs: AtomicBool::new(false),
+            lags: AtomicBool::new(false),
             give_up: Mutex::new(None),
         })
     }
@@ -307,6 +313,8 @@ impl Device for Faulty {
         assert!(!self.dies.load(Ordering::Relaxed), "the service thread dies, as the test asks");
         if self.hangs.load(Ordering::Relaxed) {
             (self.give_up.lock().unwrap().as_ref().unwrap())();
+        }
+        if self.hangs.load(Ordering::Relaxed) || self.lags.load(Ordering::Relaxed) {
             while !self.device.ended(Duration::from_millis(1))? {}
         }
         // SAFETY: the caller's promise.
@@ -330,6 +338,7 @@ impl Device for Faulty {
         *self.give_up.lock().unwrap() = Some(give_up);
     }
     fn start(&self, dispatch: &Dispatch<'_>) -> Result<(), DeviceError> {
+        assert!(!self.no_live, "a dispatch is started for live mode, which does not work here");
         self.device.start(dispatch)
     }
     fn ended(&self, patience: Duration) -> Result<bool, DeviceError> {
@@ -362,7 +371,8 @@ fn update_pages_once(svm: &Fixture) {
 #[test]
 fn a_service_thread_that_dies_ends_the_kernel_that_waits_for_it() {
     let device = Faulty::open(false);
-    let svm = with(|builder| builder.with_device(device.clone()).fault_mode(FaultMode::Live));
+    // Left alone, it would wait for minutes.
+    let svm = with(|builder| builder.with_device(device.clone()).fault_mode(FaultMode::Live).poll_limit(u32::MAX));
     let flag = svm.heap().vec_from_slice(&[1u32]).unwrap();
     let mut out = svm.heap().vec_zeroed::<u32>(16).unwrap();
     // SAFETY: the kernel reads the flag and stores to `out`.
@@ -386,6 +396,25 @@ fn a_copy_that_waits_for_the_kernel_that_waits_for_it_ends_the_waiting() {
     // What gave up is replayed.
     kernel.launch([2, 1, 1]).read(&flag[..]).write(&mut out[..]).run().unwrap();
     assert!(out.iter().all(|&word| word == 1));
+}
+
+/// The bound alone ends the waiting: nobody tells them to give up, and their pages come only once the kernel has ended.
+#[test]
+fn invocations_that_wait_longer_than_the_bound_give_up_and_are_replayed() {
+    let device = Faulty::open(false);
+    let svm = with(|builder| {
+        builder.with_device(device.clone()).fault_mode(FaultMode::Live).placement(Placement::Copy).poll_limit(1000)
+    });
+    let mode = svm.info().fault_mode;
+    assert!(mode.starts_with("live"), "{mode}");
+    let flag = svm.heap().vec_from_slice(&[5u32]).unwrap();
+    let mut out = svm.heap().vec_from_slice(&[7u32; 16]).unwrap();
+    // SAFETY: the kernel reads the flag and stores to `out`. Its stores may be repeated.
+    let kernel = unsafe { svm.kernel("for_ever", spirv!("for_ever")) }.unwrap().idempotent();
+    device.lags.store(true, Ordering::Relaxed);
+    let did = kernel.launch([2, 1, 1]).read(&flag[..]).write(&mut out[..]).run().unwrap();
+    assert_eq!(*out, [1; 16], "{did}");
+    assert!(did.dispatches >= 2, "none was replayed: {did}");
 }
 
 /// Far more than anything here takes.
