@@ -27,19 +27,44 @@
 //                              which the host pushes with Launch::read_array() or write_array()
 //     vksvm_near_read(a, p), vksvm_near_write(a, p)
 //                              … for an aligned scalar, vector or structure that most likely lies in such an argument
+//     vksvm_span_read(a, offset, bytes), vksvm_span_write(a, offset, bytes)
+//                              a VksvmSpan: that part of such an argument, looked up once;
+//     vksvm_in_span_read(s, at), vksvm_in_span_write(s, at)
+//                              … for an aligned scalar or vector `at` bytes into it
+//
+//     vksvm_cached_read(c, p), vksvm_cached_write(c, p)
+//                              as vksvm_read(p) and vksvm_write(p), with the translation kept in `c`, a VksvmCached of the
+//                              invocation's own that began as vksvm_cached()
+//     vksvm_uniform_read(c, p), vksvm_uniform_write(c, p)
+//                              the same where the whole workgroup asks for the same address: one invocation translates
 //
 // and the typed short forms at the end of the file. What comes back is a device address; cast it to a
 // `buffer_reference` of your own and use it at once: it is good until the next call of any function of this file by an
 // invocation of the workgroup, or the next barrier. Copy what you need later into variables.
 //
 // Which to choose. A translation loads a page table entry and checks it: little beside a random access to memory, much
-// beside streaming. An array argument is brought to the device and checked once, by the host, before the kernel starts; while its
-// frames are contiguous, an access is an add, as with a raw address. Where they are not, or frames are short, the
-// same call translates. So: VksvmArray for arrays that the kernel goes through or gathers from; vksvm_near_read() for lists and
-// trees whose nodes lie in one array, where it saves the load; plain pointers for all else, and for large arrays of which only
-// a little is used (an array argument is copied whole). Offsets of vksvm_array_read() and _write() are not checked
-// against the array's length: as everywhere in Vulkan, stay inside. To look for mistakes, open the runtime with
-// `direct_arrays(false)` (VKSVM_ARRAYS=0): then every access is translated and checked.
+// beside streaming. From the cheapest on:
+//
+//   VksvmArray      for arrays that the kernel goes through or gathers from. The host brings the array to the device and checks it once,
+//                   before the kernel starts. While its frames are contiguous, an access is an add, as with a raw address; if only a part
+//                   of it is there, or is contiguous, an access compares its offset with that part and adds, and what lies outside is translated
+//                   by the same call.
+//   VksvmSpan       where an invocation goes through many elements of such an array one after the other, and not all of it may fit the
+//                   device: the comparison is made once for all of them.
+//   vksvm_near_…    for lists and trees whose nodes lie in one array: a comparison and an add instead of the load.
+//   vksvm_cached_…  where an invocation makes several accesses to a page before it goes to another: rows, records, nodes with several
+//                   fields. A hit compares page numbers and adds; in live mode it also loads a word that says whether translations were taken
+//                   away, instead of three. It does not pay where every access is to another page, nor, where
+//                   loads of neighbouring invocations are made together (GPUs, llvmpipe), for one or two accesses to a page.
+//   vksvm_uniform_… where all invocations of a workgroup use the same page, many times: a tile, a block of coefficients. Costs a barrier,
+//                   and must be called as one: by all invocations, in uniform control flow, with the same address. What follows are
+//                   vksvm_cached_…() with the same `c`. Afterwards all invocations of the workgroup are poisoned or none is, so a loop around barriers may end
+//                   on vksvm_poisoned() if it calls one of these between that and the barrier. Define VKSVM_SUBGROUPS before
+//                   including this file for devices with ballot operations: compilers then see that the address is the same in all of a subgroup.
+//   plain pointers  for all else, and for large arrays of which only a little is used (an array argument is copied whole).
+//
+// Offsets of array functions are not checked against the array's length: as everywhere in Vulkan, stay inside. To look for
+// mistakes, open the runtime with `direct_arrays(false)` (VKSVM_ARRAYS=0): then every access is translated and checked.
 //
 // In *live* mode a missing page makes the invocation wait until the host has mapped it. vksvm_safe_point() lets the host take
 // pages away in long stretches without an access. In *replay* mode, and where live waiting gives up, a missing page *poisons* the invocation: from then on its stores vanish and missing loads give zero, and
@@ -53,6 +78,9 @@
 #extension GL_EXT_buffer_reference_uvec2 : require
 #extension GL_EXT_shader_explicit_arithmetic_types_int64 : require
 #extension GL_EXT_scalar_block_layout : require
+#ifdef VKSVM_SUBGROUPS
+#extension GL_KHR_shader_subgroup_ballot : require
+#endif
 
 #include "vksvm_layout.glsl"
 
@@ -70,11 +98,12 @@ struct VksvmLaunch {
     uint grid_y;
 };
 
-// An array argument: its address on the CPU and, in kernel variants made for it, on the device.
+// An array argument: its address on the CPU and, in kernel variants made for it, on the device. The rest is the runtime's: its bytes
+// where all of it is at `device`; where a part is, which: its first page, counted from the array's first (low word), and how many.
 struct VksvmArray {
     uint64_t va;
     uint64_t device;
-    uint64_t bytes;
+    uint64_t extent_;
 };
 
 // Where an argument's pages lie on the device, for kernels that were rewritten: `bytes` from `va` on are at `device`, contiguous
@@ -147,13 +176,18 @@ uint vksvm_write_want_;
 bool vksvm_stored_;
 // Live mode: the epoch in which this invocation is counted, where each is counted on its own.
 uint vksvm_epoch_;
-// Live mode: translations since the last look at the epoch.
+// Live mode: translations since the last look at the epoch, or at whether to yield.
 uint vksvm_hits_;
+// Live mode, in lockstep: the unit's words: its epoch (0 before it is counted in), whether it moved over, invocations that ended.
+uint64_t vksvm_unit_;
+// Calls of vksvm_uniform_...() so far.
+uint vksvm_turn_;
 
 #define VKSVM_READ_WANT_ (VKSVM_PTE_VALID | VKSVM_PTE_ACCESSED)
 #define VKSVM_WRITE_WANT_ (VKSVM_PTE_VALID | VKSVM_PTE_WRITABLE | VKSVM_PTE_ACCESSED | VKSVM_PTE_DIRTY)
 
 bool vksvm_is_fast_() { return (vksvm_variant_ & VKSVM_VARIANT_FAST) != 0u; }
+bool vksvm_yields_() { return (vksvm_variant_ & VKSVM_VARIANT_YIELDS) != 0u; }
 bool vksvm_is_direct_() { return (vksvm_variant_ & VKSVM_VARIANT_DIRECT) != 0u; }
 bool vksvm_is_live_() { return (vksvm_variant_ & VKSVM_VARIANT_LIVE) != 0u; }
 bool vksvm_is_lockstep_() { return (vksvm_variant_ & VKSVM_VARIANT_LOCKSTEP) != 0u; }
@@ -162,8 +196,6 @@ bool vksvm_is_lockstep_() { return (vksvm_variant_ & VKSVM_VARIANT_LOCKSTEP) != 
 uint64_t vksvm_replay_map_() { return vksvm_launch_.control + uint64_t(VKSVM_CONTROL_REPLAY_MAP + 4u * (vksvm_slot_ >> 5)); }
 uint64_t vksvm_stored_map_() { return vksvm_launch_.control + uint64_t(VKSVM_CONTROL_STORED_MAP + 4u * (vksvm_slot_ >> 5)); }
 
-// Live mode: the unit's words: its epoch (0 before it is counted in), whether it moved over, invocations that ended.
-uint64_t vksvm_unit_() { return VksvmControl_(vksvm_launch_.control).units + 16ul * vksvm_slot_; }
 VksvmWord_ vksvm_count_(uint epoch) {
     return VksvmWord_(vksvm_launch_.control + VKSVM_CONTROL_COUNTS + 4ul * (epoch & 1u));
 }
@@ -201,7 +233,7 @@ void vksvm_move_() {
     if (atomicOr(control.give_up, 0u) != 0u && !vksvm_poisoned_) vksvm_poison_();
     uint now = atomicOr(control.epoch, 0u);
     if (vksvm_is_lockstep_()) {
-        uint64_t unit = vksvm_unit_();
+        uint64_t unit = vksvm_unit_;
         // An atomic, so that no compiler looks twice.
         uint old = atomicOr(VksvmWord_(unit).value, 0u);
         if (old == now) return;
@@ -219,7 +251,19 @@ void vksvm_move_() {
     }
 }
 
+// In the variant that yields: whether the host wants the gate.
+bool vksvm_is_asked_() { return VksvmLiveWord_(vksvm_launch_.control + VKSVM_CONTROL_GIVE_UP).value != 0u; }
+
+// In the variant that yields: looks now and then whether it should. There is no way out of a kernel from here; its loops end, and
+// its workgroup is replayed.
+void vksvm_yield_() {
+    if (vksvm_yields_() && (++vksvm_hits_ & 63u) == 0u && vksvm_is_asked_()) vksvm_poisoned_ = true;
+}
+
 bool vksvm_start_() {
+    // Before any branch, where it is one load for many invocations.
+    bool asked = false;
+    if (vksvm_yields_()) asked = vksvm_is_asked_();
     vksvm_slot_ = gl_WorkGroupID.x + gl_WorkGroupID.y * gl_NumWorkGroups.x;
     if (!vksvm_is_direct_() && vksvm_slot_ >= vksvm_launch_.count) return false;
     vksvm_workgroup_ = vksvm_launch_.first + vksvm_slot_;
@@ -233,7 +277,13 @@ bool vksvm_start_() {
         vksvm_workgroup_id_ = uvec3(vksvm_workgroup_ - rows * vksvm_launch_.grid_x, rows % vksvm_launch_.grid_y,
                                     rows / vksvm_launch_.grid_y);
     }
+    if (asked) {
+        atomicOr(VksvmWord_(vksvm_replay_map_()).value, 1u << (vksvm_slot_ & 31u));
+        return false;
+    }
     vksvm_poisoned_ = false;
+    vksvm_turn_ = 0u;
+    if (vksvm_yields_()) vksvm_hits_ = 0u;
     if (vksvm_is_direct_()) return true;
     vksvm_stored_ = false;
     vksvm_site_ = 0u;
@@ -242,11 +292,12 @@ bool vksvm_start_() {
         vksvm_write_want_ |= VKSVM_PTE_NEVER;
     if (vksvm_is_live_()) {
         vksvm_hits_ = 0u;
+        vksvm_unit_ = VksvmControl_(vksvm_launch_.control).units + 16ul * vksvm_slot_;
         if (!vksvm_is_lockstep_()) vksvm_epoch_ = vksvm_join_();
-        else if (VksvmLiveWord_(vksvm_unit_()).value == 0u) {
+        else if (VksvmLiveWord_(vksvm_unit_).value == 0u) {
             // The first subgroup to start, whichever it is, counts the unit in.
             uint epoch = vksvm_join_();
-            if (atomicCompSwap(VksvmWord_(vksvm_unit_()).value, 0u, epoch) != 0u) vksvm_leave_(epoch);
+            if (atomicCompSwap(VksvmWord_(vksvm_unit_).value, 0u, epoch) != 0u) vksvm_leave_(epoch);
         }
     }
     return true;
@@ -269,8 +320,8 @@ void vksvm_finish_() {
             // The last invocation counts the unit out. The host says how many there are: here, before the kernel has declared its
             // own, gl_WorkGroupSize is one.
             uint size = VksvmControl_(vksvm_launch_.control).group_size;
-            if (atomicAdd(VksvmWord_(vksvm_unit_() + 8ul).value, 1u) == size - 1u)
-                vksvm_leave_(VksvmLiveWord_(vksvm_unit_()).value);
+            if (atomicAdd(VksvmWord_(vksvm_unit_ + 8ul).value, 1u) == size - 1u)
+                vksvm_leave_(VksvmLiveWord_(vksvm_unit_).value);
         }
     }
 }
@@ -278,10 +329,14 @@ void vksvm_finish_() {
 // Lets the host take pages away here. Device addresses obtained before are no longer good after it.
 void vksvm_safe_point() {
     if (vksvm_is_live_()) vksvm_move_();
+    if (vksvm_yields_() && vksvm_is_asked_()) vksvm_poisoned_ = true;
 }
 
 // Whether this invocation's work is void: a page was missing and the workgroup will run again.
-bool vksvm_poisoned() { return !vksvm_is_direct_() && vksvm_poisoned_; }
+bool vksvm_poisoned() {
+    vksvm_yield_();
+    return !vksvm_is_direct_() && vksvm_poisoned_;
+}
 
 // The workgroup's id in the launch's grid; use it instead of gl_WorkGroupID.
 uvec3 vksvm_workgroup_id() { return vksvm_workgroup_id_; }
@@ -458,7 +513,7 @@ uint64_t vksvm_translate_live_(uint64_t va, uint bytes, bool write) {
         uint64_t result = packUint2x32(uvec2((entry.x & ~VKSVM_PTE_FLAGS) | (uint(va) & VKSVM_PTE_FLAGS), entry.y));
         if (!hit) result = vksvm_slow_(va, bytes, write);
         if (!vksvm_is_lockstep_()) return result;
-        VksvmLiveWord_ moved = VksvmLiveWord_(vksvm_unit_() + 4ul);
+        VksvmLiveWord_ moved = VksvmLiveWord_(vksvm_unit_ + 4ul);
         if (moved.value == 0u) return result;
         moved.value = 0u;
     }
@@ -475,6 +530,7 @@ uint64_t vksvm_in_frame_(uint64_t entry, uint64_t va) {
 // the table has a power of two of entries, so that nothing is compared before the load, and no function is called whose branches
 // compilers would keep. `entry` is the page's.
 uint64_t vksvm_translate_fast_(uint64_t va, bool write, out uint64_t entry) {
+    vksvm_yield_();
     uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
     uint64_t at = vksvm_launch_.table + 8ul * (page & uint64_t(vksvm_launch_.pages - 1u));
     entry = VksvmPte_(at).entry;
@@ -524,36 +580,197 @@ uint64_t vksvm_write(uint64_t va) { return vksvm_translate_(va, 0u, vksvm_write_
 // Device address for an atomic read-modify-write of an aligned scalar at `va`.
 uint64_t vksvm_atomic(uint64_t va) { return vksvm_translate_(va, 0u, vksvm_write_want_, true); }
 
+// Where a part of every array is at `device`: whether `bytes` from `offset` on are in it.
+bool vksvm_there_(VksvmArray array, uint64_t offset, uint64_t bytes) {
+    uvec2 part = unpackUint2x32(array.extent_);
+    // The same for all invocations; the array may begin inside its first page.
+    uint64_t first = (uint64_t(part.x) << VKSVM_PAGE_SHIFT) - (array.va & uint64_t(VKSVM_PAGE_SIZE - 1));
+    uint64_t end = uint64_t(part.y) << VKSVM_PAGE_SHIFT;
+    return offset - first < end && (bytes <= 1ul || end - (offset - first) >= bytes);
+}
+
+bool vksvm_is_bounded_() { return (vksvm_variant_ & VKSVM_VARIANT_BOUNDS) != 0u; }
+
+// Where a store to an array goes that is at `real`, whose page was marked as used beforehand.
+uint64_t vksvm_store_at_(uint64_t va, uint64_t real) {
+    bool looks = !vksvm_is_direct_() && (vksvm_is_fast_() || (vksvm_write_want_ & VKSVM_PTE_NEVER) != 0u);
+    return looks && !vksvm_may_store_() ? vksvm_not_stored_(va, real) : real;
+}
+
 // Device address for loading an aligned scalar or vector `offset` bytes into `array`.
 uint64_t vksvm_array_read(VksvmArray array, uint64_t offset) {
-    if ((vksvm_variant_ & VKSVM_VARIANT_ARRAYS) == 0u) return vksvm_read(array.va + offset);
     // What a poisoned invocation computes from its zeros may lie anywhere. Kernels that use arrays only are never poisoned,
     // and compilers see that.
-    return vksvm_poisoned_ ? vksvm_sink_(offset, false) : array.device + offset;
+    if ((vksvm_variant_ & VKSVM_VARIANT_ARRAYS) != 0u)
+        return vksvm_poisoned_ ? vksvm_sink_(offset, false) : array.device + offset;
+    if (vksvm_is_bounded_() && vksvm_there_(array, offset, 1ul)) return array.device + offset;
+    return vksvm_read(array.va + offset);
 }
 
 // Device address for storing, or for an atomic on, an aligned scalar or vector `offset` bytes into `array`.
 uint64_t vksvm_array_write(VksvmArray array, uint64_t offset) {
-    if ((vksvm_variant_ & VKSVM_VARIANT_ARRAYS) == 0u) return vksvm_write(array.va + offset);
-    bool looks = !vksvm_is_direct_() && (vksvm_is_fast_() || (vksvm_write_want_ & VKSVM_PTE_NEVER) != 0u);
-    if (looks && !vksvm_may_store_()) return vksvm_not_stored_(array.va + offset, array.device + offset);
-    return array.device + offset;
+    if ((vksvm_variant_ & VKSVM_VARIANT_ARRAYS) != 0u) return vksvm_store_at_(array.va + offset, array.device + offset);
+    if (vksvm_is_bounded_() && vksvm_there_(array, offset, 1ul))
+        return vksvm_store_at_(array.va + offset, array.device + offset);
+    return vksvm_write(array.va + offset);
+}
+
+// Whether `va` is at the array's device address.
+bool vksvm_near_(VksvmArray array, uint64_t va) {
+    if ((vksvm_variant_ & VKSVM_VARIANT_ARRAYS) != 0u) return va - array.va < array.extent_;
+    return vksvm_is_bounded_() && vksvm_there_(array, va - array.va, 1ul);
 }
 
 // Device address for loading an aligned scalar, vector or structure at `va`, which most likely lies in `array`.
 uint64_t vksvm_near_read(VksvmArray array, uint64_t va) {
-    if ((vksvm_variant_ & VKSVM_VARIANT_ARRAYS) != 0u && va - array.va < array.bytes)
-        return array.device + (va - array.va);
+    if (vksvm_near_(array, va)) return array.device + (va - array.va);
     return vksvm_read(va);
 }
 
 // Device address for storing, or for an atomic on, an aligned scalar, vector or structure at `va`, which most likely lies in
 // `array`; the host must have pushed that with write_array().
 uint64_t vksvm_near_write(VksvmArray array, uint64_t va) {
-    if ((vksvm_variant_ & VKSVM_VARIANT_ARRAYS) != 0u && va - array.va < array.bytes)
-        return vksvm_array_write(array, va - array.va);
+    if (vksvm_near_(array, va)) return vksvm_store_at_(va, array.device + (va - array.va));
     return vksvm_write(va);
 }
+
+// A part of an array, looked up once. Good for the whole kernel.
+struct VksvmSpan {
+    uint64_t va;
+    uint64_t device;
+    bool there_;
+};
+
+VksvmSpan vksvm_span_(VksvmArray array, uint64_t offset, uint64_t bytes) {
+    bool there = (vksvm_variant_ & VKSVM_VARIANT_ARRAYS) != 0u;
+    if (vksvm_is_bounded_()) there = vksvm_there_(array, offset, bytes);
+    return VksvmSpan(array.va + offset, array.device + offset, there);
+}
+
+// The `bytes` of `array` from `offset` on, for loading.
+VksvmSpan vksvm_span_read(VksvmArray array, uint64_t offset, uint64_t bytes) { return vksvm_span_(array, offset, bytes); }
+
+// The `bytes` of `array` from `offset` on, for storing and loading.
+VksvmSpan vksvm_span_write(VksvmArray array, uint64_t offset, uint64_t bytes) { return vksvm_span_(array, offset, bytes); }
+
+// Device address for loading an aligned scalar or vector `at` bytes into `span`.
+uint64_t vksvm_in_span_read(VksvmSpan span, uint64_t at) {
+    if (span.there_) return vksvm_poisoned_ ? vksvm_sink_(at, false) : span.device + at;
+    return vksvm_read(span.va + at);
+}
+
+// Device address for storing, or for an atomic on, an aligned scalar or vector `at` bytes into `span`, made by vksvm_span_write().
+uint64_t vksvm_in_span_write(VksvmSpan span, uint64_t at) {
+    if (span.there_) return vksvm_store_at_(span.va + at, span.device + at);
+    return vksvm_write(span.va + at);
+}
+
+// A translation that an invocation keeps. While a dispatch is replayed nothing is taken away, so it is good to its end. Live, it is
+// good for the epoch that it was made in: the unit's moving over drops it (shootdown), whichever invocation or subgroup moved it, and every so often
+// an access that hits is made a safe point all the same. Only what was translated for storing, and so marked dirty, is stored
+// through; nothing is kept of what is missing, or of stores that must not happen.
+struct VksvmCached {
+    // Of the CPU's address; 0 for none, where nothing is ever mapped.
+    uint64_t page_;
+    // From the CPU's address to the device's.
+    uint64_t distance_;
+    uint epoch_;
+    bool writable_;
+};
+
+VksvmCached vksvm_cached() { return VksvmCached(0ul, 0ul, 0u, false); }
+
+// Live mode: the epoch in which translations were made.
+uint vksvm_unit_epoch_() {
+    if (!vksvm_is_live_()) return 0u;
+    return vksvm_is_lockstep_() ? VksvmLiveWord_(vksvm_unit_).value : vksvm_epoch_;
+}
+
+// Keeps the translation `result` of `va`, if it is one; otherwise what was kept before, if it was made in this epoch.
+void vksvm_keep_(inout VksvmCached kept, uint64_t va, uint64_t result, bool write, uint epoch) {
+    bool real = !vksvm_poisoned_ && !(write && (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u);
+    if (real) kept = VksvmCached(va >> VKSVM_PAGE_SHIFT, result - va, epoch, write);
+    else if (kept.epoch_ != epoch) kept = VksvmCached(0ul, 0ul, epoch, false);
+}
+
+uint64_t vksvm_cached_(inout VksvmCached kept, uint64_t va, bool write) {
+    if (vksvm_is_direct_()) return va + vksvm_launch_.table;
+    bool live = vksvm_is_live_();
+    vksvm_yield_();
+    for (uint round = 0u; round < 1000u; round++) {
+        bool hit = kept.page_ == va >> VKSVM_PAGE_SHIFT && (!write || (kept.writable_ && !vksvm_poisoned_));
+        if (live) {
+            if (!vksvm_is_lockstep_()) hit = hit && kept.epoch_ == vksvm_epoch_;
+            // A translation that is due for its safe point counts itself.
+            hit = hit && (vksvm_hits_ & 63u) != 63u;
+            if (hit) vksvm_hits_++;
+        }
+        uint64_t result = kept.distance_ + va;
+        if (!hit) {
+            result = vksvm_translate_(va, 0u, write ? vksvm_write_want_ : VKSVM_READ_WANT_, write);
+            vksvm_keep_(kept, va, result, write, vksvm_unit_epoch_());
+        }
+        if (!live || !vksvm_is_lockstep_()) return result;
+        // Behind the slow path the invocations are together again: whoever waited there may have moved the unit over, and what a
+        // neighbour had kept until then is void.
+        if (VksvmLiveWord_(vksvm_unit_).value == kept.epoch_) return result;
+        kept.page_ = 0ul;
+    }
+    vksvm_poison_();
+    return vksvm_sink_(va, write);
+}
+
+// As vksvm_read(), with the translation kept in `kept`, or taken from there.
+uint64_t vksvm_cached_read(inout VksvmCached kept, uint64_t va) { return vksvm_cached_(kept, va, false); }
+
+// As vksvm_write(), with the translation kept in `kept`, or taken from there.
+uint64_t vksvm_cached_write(inout VksvmCached kept, uint64_t va) { return vksvm_cached_(kept, va, true); }
+
+#ifndef VKSVM_LIBRARY
+// What the first invocation translated for its workgroup, in which epoch, and whether any is poisoned. Calls take turns, so that none is
+// read while an invocation that is ahead writes it for the next.
+shared uint64_t vksvm_shared_address_[2];
+shared uint vksvm_shared_epoch_[2];
+shared uint vksvm_shared_poison_[2];
+
+uint64_t vksvm_uniform_(inout VksvmCached kept, uint64_t va, bool write) {
+    if (vksvm_is_direct_()) return va + vksvm_launch_.table;
+    bool first = gl_LocalInvocationIndex == 0u;
+    if (vksvm_turn_ == 0u) {
+        if (first) {
+            vksvm_shared_poison_[0] = 0u;
+            vksvm_shared_poison_[1] = 0u;
+        }
+        barrier();
+    }
+    uint turn = vksvm_turn_ & 1u;
+    vksvm_turn_ = 2u | (turn ^ 1u);
+    if (first) {
+        vksvm_shared_address_[turn] = vksvm_cached_(kept, va, write);
+        vksvm_shared_epoch_[turn] = kept.epoch_;
+    }
+    if (vksvm_poisoned_) atomicOr(vksvm_shared_poison_[turn], 1u);
+    barrier();
+    // Poison is never taken back, so neither is the word.
+    if (vksvm_shared_poison_[turn] != 0u && !vksvm_poisoned_) vksvm_poison_();
+    uint64_t result = vksvm_shared_address_[turn];
+    uint epoch = vksvm_shared_epoch_[turn];
+    if (write && vksvm_poisoned_) result = vksvm_sink_(va, true);
+    vksvm_keep_(kept, va, result, write, epoch);
+    // Live, an invocation that is counted in another epoch, or a unit that has moved over since, needs a translation of its own.
+    if (vksvm_is_live_() && vksvm_unit_epoch_() != epoch) result = vksvm_cached_(kept, va, write);
+#ifdef VKSVM_SUBGROUPS
+    else result = packUint2x32(subgroupBroadcastFirst(unpackUint2x32(result)));
+#endif
+    return result;
+}
+
+// As vksvm_cached_read(), for the whole workgroup, which asks for the same address. A barrier.
+uint64_t vksvm_uniform_read(inout VksvmCached kept, uint64_t va) { return vksvm_uniform_(kept, va, false); }
+
+// As vksvm_cached_write(), for the whole workgroup, which asks for the same address. A barrier.
+uint64_t vksvm_uniform_write(inout VksvmCached kept, uint64_t va) { return vksvm_uniform_(kept, va, true); }
+#endif
 
 // A piece of the bounce arena whose address agrees with `va` modulo 16; 0 if it is used up, and then the
 // invocation is poisoned: the arena is empty again when its workgroup runs again.
@@ -578,12 +795,6 @@ void vksvm_copy_straddling_(uint64_t va, uint bytes, uint64_t first, uint64_t se
         if (out_) VksvmWord_(at).value = VksvmWord_(copy - skew + i).value;
         else VksvmWord_(copy - skew + i).value = VksvmWord_(at).value;
     }
-}
-
-// Live mode: the epoch in which translations were made.
-uint vksvm_unit_epoch_() {
-    if (!vksvm_is_live_()) return 0u;
-    return vksvm_is_lockstep_() ? VksvmLiveWord_(vksvm_unit_()).value : vksvm_epoch_;
 }
 
 // vksvm_object_() in the fast variant.

@@ -1,5 +1,5 @@
-// One kernel source, compiled three times: with every access translated (neither macro), with array arguments (ARRAYS), and
-// on raw device addresses (RAW), as a hand-written Vulkan kernel would be. A kernel defines ARGS, includes this file and uses
+// One kernel source, compiled several times: with every access translated (no macro), with translations that invocations keep (KEEP), with
+// array arguments (ARRAYS), and on raw device addresses (RAW), as a hand-written Vulkan kernel would be. A kernel defines ARGS, includes this file and uses
 // the macros below.
 #ifdef RAW
 
@@ -25,6 +25,9 @@ layout(buffer_reference, scalar, buffer_reference_align = 4) buffer U32 { uint v
 #define WRITE_AT(array, offset) ((array) + (offset))
 #define START(array) (array)
 #define READ_NEAR(array, p) (p)
+#define KEPT(name)
+#define RANGE(name, array, offset, bytes)
+#define READ_ROW(range, kept, array, offset, at) ((array) + (offset) + (at))
 
 #else
 
@@ -50,11 +53,22 @@ layout(buffer_reference, scalar, buffer_reference_align = 4) buffer U32 { uint v
 #define WRITE_AT(array, offset) vksvm_array_write(array, offset)
 #define START(array) (array).va
 #define READ_NEAR(array, p) vksvm_near_read(array, p)
+#define KEPT(name)
+#define RANGE(name, array, offset, bytes) VksvmSpan name = vksvm_span_read(array, offset, bytes);
+#define READ_ROW(range, kept, array, offset, at) vksvm_in_span_read(range, at)
 #else
 #define READ_AT(array, offset) vksvm_read((array) + (offset))
 #define WRITE_AT(array, offset) vksvm_write((array) + (offset))
 #define START(array) (array)
 #define READ_NEAR(array, p) vksvm_read(p)
+#define RANGE(name, array, offset, bytes)
+#ifdef KEEP
+#define KEPT(name) VksvmCached name = vksvm_cached();
+#define READ_ROW(range, kept, array, offset, at) vksvm_cached_read(kept, (array) + (offset) + (at))
+#else
+#define KEPT(name)
+#define READ_ROW(range, kept, array, offset, at) vksvm_read((array) + (offset) + (at))
+#endif
 #endif
 
 #endif

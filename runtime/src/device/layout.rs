@@ -113,6 +113,8 @@ pub mod variant {
     pub const LINEAR: u32 = define("VKSVM_VARIANT_LINEAR");
     /// Array arguments carry device addresses.
     pub const ARRAYS: u32 = define("VKSVM_VARIANT_ARRAYS");
+    /// Array arguments carry device addresses, each for a part of the array.
+    pub const BOUNDS: u32 = define("VKSVM_VARIANT_BOUNDS");
     /// Missing pages are waited for inside the kernel.
     pub const LIVE: u32 = define("VKSVM_VARIANT_LIVE");
     /// Misses are not reported: for dispatches in which all is expected to be there.
@@ -121,6 +123,8 @@ pub mod variant {
     pub const DIRECT: u32 = define("VKSVM_VARIANT_DIRECT");
     /// With [`FAST`] and [`IDEMPOTENT`]: every run is all of what its argument points to.
     pub const WHOLE: u32 = define("VKSVM_VARIANT_WHOLE");
+    /// Ends when the host wants the gate; what is not done by then is marked for replay.
+    pub const YIELDS: u32 = define("VKSVM_VARIANT_YIELDS");
     /// Workgroups move over as one.
     pub const LOCKSTEP: u32 = define("VKSVM_VARIANT_LOCKSTEP");
 }

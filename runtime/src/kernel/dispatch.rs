@@ -67,11 +67,14 @@ impl Executor {
         self.run_prepared(job, list, bits, &prepared)
     }
 
-    /// Fills the device addresses of arrays in; returns the variant that uses them, if all qualify.
+    /// Fills the device addresses of arrays in; returns the variant that uses them, 0 if there are none.
     pub(super) fn resolve_arrays(&self, job: &Job, gate: &GateGuard<'_>, prepared: &mut Prepared) -> u32 {
         let arguments = &mut prepared.push[size_of::<LaunchBlock>()..];
-        let resolved = self.passes_arrays(job) && arrays::resolve(&self.mirror, gate, &job.arrays, arguments);
-        if resolved { variant::ARRAYS } else { 0 }
+        if !self.passes_arrays(job) {
+            return 0;
+        }
+        let marked = self.parts.is_some() || !self.arrays_fit(job);
+        arrays::resolve(&self.mirror, gate, &job.arrays, self.parts.as_deref(), marked, arguments)
     }
 
     /// Runs what was prepared, with the gate closed since.
@@ -84,7 +87,8 @@ impl Executor {
     ) -> Result<Pass, LaunchError> {
         let bits = bits | self.common_bits(job);
         let dispatch = Dispatch { kernel: &job.kernel, variant: bits, push: &prepared.push, groups: prepared.groups };
-        let time = match self.mirror.device().run(&dispatch) {
+        let yields = bits & variant::YIELDS != 0;
+        let time = match if yields { self.run_yielding(&dispatch) } else { self.mirror.device().run(&dispatch) } {
             Ok(time) => time,
             Err(error) => {
                 // What it reported before it failed is nobody's: the pages must be able to be reported again.

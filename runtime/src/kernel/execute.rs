@@ -87,6 +87,8 @@ pub(crate) struct ExecutorOptions {
     /// Note which pages each dispatch uses.
     pub(crate) trace_uses: bool,
     pub(crate) direct_arrays: bool,
+    /// Use variants without the slow path where nothing is expected to be missing.
+    pub(crate) fast_passes: bool,
     /// Wait for pages inside kernels, in these units.
     pub(crate) live: Option<LiveUnit>,
     /// Whether the service thread spins for a while after it found something; otherwise it naps at once.
@@ -117,6 +119,8 @@ pub(crate) struct Executor {
     pub(super) faults: Vec<PageFault>,
     /// Pages that faulted since the attempt began: new ones are progress.
     pub(super) seen: HashSet<PageIndex>,
+    /// What was brought for the slice of a launch that runs part by part, marked as used.
+    pub(super) parts: Option<Vec<PageRange>>,
     /// Kernels whose needs are not guessed; see `parts.rs`.
     pub(super) unguessable: HashSet<u32>,
     /// Faults to be served later, and when: somebody else is to keep their pages for a while.
@@ -193,6 +197,7 @@ impl Executor {
             entries: Vec::new(),
             faults: Vec::new(),
             seen: HashSet::new(),
+            parts: None,
             unguessable: HashSet::new(),
             held: Vec::new(),
             throttle: true,
@@ -270,8 +275,10 @@ impl Executor {
                 let parts = self.bring_part(job, first, count, total)?;
                 let before = self.counters.device_faults.load(Ordering::Relaxed);
                 self.try_fast = self.marks_parts(job);
+                self.parts = Some(if self.try_fast { parts.clone() } else { Vec::new() });
                 let run = self.run_list(job, list);
                 self.try_fast = true;
+                self.parts = None;
                 run?;
                 let missed = self.counters.device_faults.load(Ordering::Relaxed) - before;
                 self.end_part(job, &parts, missed);
@@ -379,19 +386,19 @@ impl Executor {
             let space = self.space.clone();
             let exclusive = (fruitless > PATIENCE).then(|| space.hold_cpu_faults());
             let seen = self.seen.len();
-            // Arrays stay where they are while the gate is closed, which live passes leave open.
-            let may_wait = !self.passes_arrays(job) && !std::mem::replace(&mut waited, true);
+            let may_wait = !std::mem::replace(&mut waited, true) && self.waits(job);
             let live = self.options.live.filter(|_| may_wait);
             if fresh && self.direct_pass(job, &list)? {
                 return Ok(Attempt::Done);
             }
-            if live.is_none() && fruitless == 0 && self.expects_hits(job, &list) {
+            if fruitless == 0 && (live.is_some() || !self.waits(job)) && self.expects_hits(job, &list) {
                 match self.fast_pass(job, list)? {
                     Some(missed) => list = missed,
                     None => return Ok(Attempt::Done),
                 }
             }
             let left = list.len();
+            let faults = self.counters.device_faults.load(Ordering::Relaxed);
             let pass = if let Some(unit) = live {
                 self.live_pass(job, &list, unit)?
             } else if job.idempotent {
@@ -403,7 +410,8 @@ impl Executor {
                 self.service.trace_uses();
             }
             if pass.replay.is_empty() {
-                job.kernel.hits.store(fresh, Ordering::Relaxed);
+                let missed = self.counters.device_faults.load(Ordering::Relaxed) != faults;
+                job.kernel.hits.store(fresh && !missed, Ordering::Relaxed);
                 return Ok(Attempt::Done);
             }
             fresh = false;
@@ -427,6 +435,11 @@ impl Executor {
                 self.service.unprotect();
             }
         }
+    }
+
+    /// Whether the job waits for its pages inside the kernel. Arrays stay where they are while the gate is closed, which live passes leave open.
+    pub(super) fn waits(&self, job: &Job) -> bool {
+        self.options.live.is_some() && !self.passes_arrays(job)
     }
 
     /// For kernels whose stores must not be repeated. The gate stays closed from the last probe to the real pass.

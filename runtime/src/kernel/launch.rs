@@ -115,7 +115,8 @@ impl<'a> Launch<'a> {
     }
 
     /// Pushes an array that the kernel reads, as a `VksvmArray`. It is brought to the device whole before the kernel starts, and where its
-    /// frames are contiguous the kernel's accesses cost what raw addresses cost. The kernel must stay inside the array.
+    /// frames are contiguous the kernel's accesses cost what raw addresses cost; if only a part of it is there, or is contiguous, those to that part
+    /// cost a comparison more. The kernel must stay inside the array.
     pub fn read_array<T>(self, array: &'a [T]) -> Self {
         self.push_array(VirtAddr::of(array), size_of_val(array), Access::Read)
     }
@@ -161,7 +162,7 @@ impl<'a> Launch<'a> {
     }
 
     fn push_array(mut self, start: VirtAddr, bytes: usize, access: Access) -> Self {
-        let mut value = ArrayBlock { va: 0, device: 0, bytes: bytes as u64 };
+        let mut value = ArrayBlock { va: 0, device: 0, extent: bytes as u64 };
         if bytes > 0 {
             value.va = start.0;
             self.pointers.push((self.count, start));

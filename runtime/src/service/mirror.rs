@@ -28,7 +28,7 @@ use crate::observe::Counters;
 use crate::rank::{Rank, RankedMutex, RankedMutexGuard};
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 /// What the update lock guards.
@@ -56,6 +56,8 @@ pub struct DeviceMirror {
     number: DeviceNumber,
     owner: OwnerId,
     gate: RankedMutex<()>,
+    /// Invalidations that wait for the gate.
+    wanted: AtomicU32,
     update: RankedMutex<MirrorState>,
     pub(super) budget: Mutex<Budget>,
     pub(super) resized: AtomicU64,
@@ -101,6 +103,7 @@ impl DeviceMirror {
             number,
             owner: OwnerId::unique(),
             gate: RankedMutex::new(Rank::DeviceGate, ()),
+            wanted: AtomicU32::new(0),
             update: RankedMutex::new(
                 Rank::MirrorUpdate,
                 MirrorState {
@@ -165,6 +168,22 @@ impl DeviceMirror {
         self.gate.lock()
     }
 
+    /// Whether an invalidation waits for the gate.
+    pub(crate) fn is_gate_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed) > 0
+    }
+
+    /// Closes the gate for an invalidation; a dispatch that can yield learns that it is wanted.
+    fn want_gate(&self) -> GateGuard<'_> {
+        if let Some(gate) = self.gate.try_lock() {
+            return gate;
+        }
+        self.wanted.fetch_add(1, Ordering::Relaxed);
+        let gate = self.gate.lock();
+        self.wanted.fetch_sub(1, Ordering::Relaxed);
+        gate
+    }
+
     pub(super) fn lock(&self) -> RankedMutexGuard<'_, MirrorState> {
         self.update.lock()
     }
@@ -222,6 +241,36 @@ impl DeviceMirror {
             (range.end, last) = (range.end.plus(1), last + PAGE_SIZE as u64);
         }
         Some((range, DeviceAddress(start)))
+    }
+
+    /// The longest run of pages in `within` that are mapped for `access` in contiguous frames, and, if it is to be `marked`, have the marks
+    /// that such accesses set; and where it starts on the device. Holds while the gate is held.
+    pub(crate) fn longest_run(
+        &self,
+        _gate: &GateGuard<'_>,
+        within: PageRange,
+        access: Access,
+        marked: bool,
+    ) -> Option<(PageRange, DeviceAddress)> {
+        let state = self.update.lock();
+        let want = wanted_flags(access) | if marked { used_flags(access) } else { 0 };
+        let mut best: Option<(PageRange, DeviceAddress)> = None;
+        let mut run: Option<(PageRange, DeviceAddress)> = None;
+        for page in state.table.clip(within).iter() {
+            let entry = state.table.load(page);
+            let frame = frame_of(entry);
+            run = match run {
+                _ if entry & (want | pte::ZERO) != want => None,
+                Some((pages, start)) if start.plus(pages.bytes() as u64) == frame => {
+                    Some((PageRange::new(pages.start, page.plus(1)), start))
+                }
+                _ => Some((PageRange::single(page), frame)),
+            };
+            if run.map_or(0, |(pages, _)| pages.len()) > best.map_or(0, |(pages, _)| pages.len()) {
+                best = run;
+            }
+        }
+        best
     }
 
     /// Sets accessed, and dirty for writing, on pages that a dispatch uses without translating.
@@ -424,7 +473,7 @@ impl DeviceMirror {
     /// Gate and update lock, once no other invalidation has taken, and not brought home, pages that overlap `pages`.
     fn lock_for(&self, pages: PageRange) -> (GateGuard<'_>, RankedMutexGuard<'_, MirrorState>) {
         loop {
-            let locks = (self.gate.lock(), self.update.lock());
+            let locks = (self.want_gate(), self.update.lock());
             if !self.flying.overlaps(pages) {
                 return locks;
             }

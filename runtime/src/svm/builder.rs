@@ -42,6 +42,7 @@ pub struct Builder {
     placement: Option<PlacementChoice>,
     eviction_policy: Option<bool>,
     direct_arrays: Option<bool>,
+    only_checked: bool,
     fault_mode: Option<FaultMode>,
     poll_limit: Option<u32>,
     time_limit: Option<Duration>,
@@ -219,6 +220,13 @@ impl Builder {
         self
     }
 
+    /// Runs kernels in variants without the slow path while all that they use is resident. Default: on; without, one sees what that saves.
+    #[must_use]
+    pub fn fast_passes(mut self, on: bool) -> Self {
+        self.only_checked = !on;
+        self
+    }
+
     /// Has kernels count their translations ([`Stats::translations`]). Default: off; it costs an atomic each.
     #[must_use]
     pub fn count_translations(mut self, on: bool) -> Self {
@@ -366,6 +374,7 @@ impl Builder {
                 .unwrap_or_else(|| variable("VKSVM_EVICTION").is_none_or(|value| value != "0")),
             habit,
             prefetch: self.prefetch.unwrap_or_else(|| variable("VKSVM_PREFETCH").is_none_or(|value| value != "0")),
+            fast_passes: !self.only_checked,
             direct_arrays: self
                 .direct_arrays
                 .unwrap_or_else(|| variable("VKSVM_ARRAYS").is_none_or(|value| value != "0")),

@@ -39,16 +39,40 @@ fn word(words: *mut u32, index: usize) -> &'static AtomicU32 {
 
 #[test]
 fn no_store_is_lost_to_pages_that_the_cpu_keeps_taking_back() {
-    keep_taking_back(CopyPath::Auto, 1500);
+    keep_taking_back(CopyPath::Auto, 1500, &STORING);
+}
+
+#[test]
+fn no_store_is_lost_through_translations_that_invocations_keep() {
+    let kernel =
+        Storing { name: "keep_storing_cached", spirv: spirv!("keep_storing_cached"), stay: 8, limit: u32::MAX };
+    keep_taking_back(CopyPath::Auto, 1500, &kernel);
+}
+
+#[test]
+fn no_store_is_lost_through_translations_that_workgroups_make_together() {
+    let kernel =
+        Storing { name: "keep_storing_uniform", spirv: spirv!("keep_storing_uniform"), stay: 8, limit: 400_000 };
+    keep_taking_back(CopyPath::Auto, 1500, &kernel);
 }
 
 /// Where frames are not mapped by the host, copies are commands, which must not wait for the kernel that waits for them.
 #[test]
 fn no_store_is_lost_either_where_copies_go_through_a_queue() {
-    keep_taking_back(CopyPath::Staging, 300);
+    keep_taking_back(CopyPath::Staging, 300, &STORING);
 }
 
-fn keep_taking_back(copies: CopyPath, rounds: usize) {
+/// A kernel that stores for ever, or for `limit` turns, staying on a page for `stay` of them.
+struct Storing {
+    name: &'static str,
+    spirv: &'static [u8],
+    stay: u32,
+    limit: u32,
+}
+
+const STORING: Storing = Storing { name: "keep_storing", spirv: spirv!("keep_storing"), stay: 1, limit: u32::MAX };
+
+fn keep_taking_back(copies: CopyPath, rounds: usize, &Storing { name, spirv, stay, limit }: &Storing) {
     // The policy would keep the pages from being taken.
     let svm = live_with(ThrashPolicy::Off, copies);
     let heap = svm.heap();
@@ -59,10 +83,10 @@ fn keep_taking_back(copies: CopyPath, rounds: usize) {
     let mut turns = heap.vec_zeroed::<u32>(invocations).unwrap();
     // SAFETY: the kernel counts up words of its own in `data`, which holds them, and stores to `turns`; the CPU keeps to the last
     // word of each page and to `stop`.
-    let kernel = unsafe { svm.kernel("keep_storing", spirv!("keep_storing")) }.unwrap();
+    let kernel = unsafe { svm.kernel(name, spirv) }.unwrap();
     let (cells, flag) = (data.as_mut_ptr() as usize, stop.as_mut_ptr() as usize);
     let launch = kernel.launch([groups, 1, 1]).write(&mut data[..]).read(&stop[..]).write(&mut turns[..]);
-    let launch = launch.value([pages as u32, u32::MAX]);
+    let launch = launch.value([pages as u32, limit]);
     let taken = std::thread::scope(|scope| {
         let running = scope.spawn(|| launch.run());
         // Its pipeline is made first.
@@ -72,7 +96,8 @@ fn keep_taking_back(copies: CopyPath, rounds: usize) {
         // On a busy machine the kernel may not come to it in a round.
         let (begun, mut taken) = (Instant::now(), 0u32);
         let enough = |stats: &Stats| stats.shootdowns as usize > rounds / 15;
-        while (taken as usize) < rounds || !enough(&svm.stats()) && begun.elapsed() < HANG / 2 && !running.is_finished()
+        while !running.is_finished()
+            && ((taken as usize) < rounds || !enough(&svm.stats()) && begun.elapsed() < HANG / 2)
         {
             let round = taken as usize;
             word(cells as *mut u32, round % pages * 1024 + 1023).fetch_add(1, Ordering::Relaxed);
@@ -89,7 +114,8 @@ fn keep_taking_back(copies: CopyPath, rounds: usize) {
     });
     for (i, &turns) in turns.iter().enumerate() {
         for (page, words) in data.iter().enumerate() {
-            let expected = turns / pages as u32 + u32::from((page as u32) < turns % pages as u32);
+            let cycle = pages as u32 * stay;
+            let expected = turns / cycle * stay + (turns % cycle).saturating_sub(page as u32 * stay).min(stay);
             assert_eq!(words[i], expected, "invocation {i}, page {page}, {turns} turns");
         }
     }

@@ -14,5 +14,7 @@ mod remote;
 mod rewrite;
 mod storm;
 mod thrash;
+mod translation;
 mod trap;
 mod versions;
+mod yields;

@@ -1,0 +1,3 @@
+#version 460
+#define ARRAYS
+#include "rows.glsl"

@@ -1,0 +1,2 @@
+#version 460
+#include "rows.glsl"
