@@ -5,7 +5,8 @@
 //! stay long and objects that straddle pages need no assembling. Where slabs are small beside the limit, they are made larger than what
 //! they are needed for, and VMAs keep their distances inside: each page at its own place in the part of the heap that the slab mirrors. So CPU and
 //! device addresses differ by the same number for many VMAs (`kernel/direct.rs`). When room gets short, the unused parts of reservations are
-//! given up, and from then on single frames are handed out.
+//! given up, and from then on single frames are handed out: to a page that comes after its neighbour the next one, if it is free, and to the first
+//! of a large VMA's that which has most room behind it, since array arguments pay where their parts are contiguous (`kernel/arrays.rs`).
 //!
 //! The limit may change at any time. When it falls, slabs are *closed* until those that stay open fit: no frame of a closed slab is
 //! handed out, its pages are to be evicted by whoever lowered the limit, and then it is given back. Their numbers are used again.
@@ -24,6 +25,8 @@ const SLAB_FRAMES: u32 = 4096;
 const ROOMY_PART: u32 = 8;
 /// Frames of such a slab, at most: 256 MiB.
 const ROOMY_FRAMES: u32 = 1 << 16;
+/// Pages of a VMA from which on single frames are handed out with room behind them.
+const LARGE: u32 = 32;
 /// No page: the frame is free.
 const NO_PAGE: u32 = u32::MAX;
 /// No frame: its slab was given back.
@@ -84,6 +87,8 @@ pub struct FramePool {
     reserved_for: BTreeMap<u32, u32>,
     /// The reservation that was used last: neighbours usually follow each other.
     recent: Option<(PageRange, FrameIndex)>,
+    /// The page that got the last single frame, and that frame.
+    last: Option<(PageIndex, FrameIndex)>,
     free_frames: u32,
     used: u32,
 }
@@ -104,6 +109,7 @@ impl FramePool {
             reservations: Vec::new(),
             reserved_for: BTreeMap::new(),
             recent: None,
+            last: None,
             free_frames: 0,
             used: 0,
         }
@@ -159,10 +165,19 @@ impl FramePool {
         if self.free.is_empty() && !self.grow(device, 1)? {
             self.give_up_reservations();
         }
-        let Some((&start, _)) = self.free.iter().next() else { return Ok(None) };
+        let Some(start) = self.single(vma, page) else { return Ok(None) };
         self.carve(start, 1);
         self.occupy(FrameIndex(start), page);
+        self.last = Some((page, FrameIndex(start)));
         Ok(Some(FrameIndex(start)))
+    }
+
+    /// The free frame for a page that has no reservation: the first of a free run.
+    fn single(&self, vma: PageRange, page: PageIndex) -> Option<u32> {
+        let behind = self.last.filter(|(before, _)| before.plus(1) == page).map(|(_, frame)| frame.0 + 1);
+        let behind = behind.filter(|next| self.free.contains_key(next) && !self.is_slab_start(*next));
+        let roomy = || self.free_by_length.last().filter(|_| vma.len() >= LARGE).map(|&(_, start)| start);
+        behind.or_else(roomy).or_else(|| self.free.keys().next().copied())
     }
 
     /// Gives a frame back.
@@ -520,6 +535,30 @@ mod tests {
             pool.release(frame);
         }
         assert_eq!((pool.usage().used, pool.free_frames), (0, pool.allocated));
+    }
+
+    #[test]
+    fn parts_of_large_vmas_get_frames_that_follow_each_other_also_when_room_is_short() {
+        let device = SoftDevice::new(&SoftOptions::default()).unwrap();
+        let mut pool = FramePool::new(100);
+        // Too large for reservations.
+        let vmas = [vma(1000, 80), vma(3000, 80)];
+        let place = |pool: &mut FramePool, which: usize, first: u32| {
+            (first..first + 25)
+                .map(|page| pool.place(&device, vmas[which], PageIndex(page)).unwrap().expect("there is room"))
+                .collect::<Vec<_>>()
+        };
+        let follow = |frames: &[FrameIndex]| frames.windows(2).all(|pair| pair[1] == pair[0].plus(1));
+        let mut held = [place(&mut pool, 0, 1000), place(&mut pool, 1, 3000), place(&mut pool, 0, 1025)];
+        assert!(held.iter().all(|frames| follow(frames)));
+        for turn in 0..20u32 {
+            let which = (turn % 3) as usize;
+            for frame in std::mem::take(&mut held[which]) {
+                pool.release(frame);
+            }
+            held[which] = place(&mut pool, which % 2, [1050, 3050][which % 2]);
+            assert!(follow(&held[which]), "turn {turn}: {:?}", held[which]);
+        }
     }
 
     #[test]
