@@ -46,7 +46,11 @@ pub(super) fn run(suite: &mut Suite) -> Result<()> {
         stream(suite, &live, &replay)?;
     }
     if suite.wants("resident") {
-        resident(suite, &live, &replay)?;
+        // Without fast passes: what safe points cost, kernel for kernel.
+        let live_checked =
+            suite.open(|builder| builder.fault_mode(FaultMode::Live).thrash(thrash).fast_passes(false))?;
+        let checked = suite.open(|builder| builder.fault_mode(FaultMode::Replay).thrash(thrash).fast_passes(false))?;
+        resident(suite, &[&live, &replay, &live_checked, &checked])?;
     }
     Ok(())
 }
@@ -406,32 +410,34 @@ fn stream(suite: &mut Suite, live: &Svm, replay: &Svm) -> Result<()> {
     Ok(())
 }
 
-fn resident(suite: &mut Suite, live: &Svm, replay: &Svm) -> Result<()> {
+/// Launches of one sample.
+const LAUNCHES: u32 = 4;
+
+/// Kernels on resident data, in live mode and replayed, as they are run by default and in their checked variants.
+fn resident(suite: &mut Suite, modes: &[&Svm; 4]) -> Result<()> {
     let n = suite.size(1usize << 22, 1 << 21);
     // Streaming through pointers, the most translations for the least work.
     let mut streams = Vec::new();
-    for svm in [live, replay] {
+    for &svm in modes {
         let heap = svm.heap();
         let mut vectors = [heap.vec_zeroed::<f32>(n)?, heap.vec_zeroed::<f32>(n)?, heap.vec_zeroed::<f32>(n)?];
         vectors.iter_mut().for_each(|vector| vector.fill(1.0));
         streams.push((vectors, idempotent(svm, "saxpy", spirv!("saxpy"))?));
     }
-    let samples = suite.interleave("resident, saxpy", 2 * ROUNDS, 2, |which| {
+    let mut saxpy = |which: usize| {
         let ([x, y, z], kernel) = &mut streams[which];
         let launch = kernel.launch([(n as u32).div_ceil(STREAM_GROUP), 1, 1]).read(&x[..]).read(&y[..]);
-        let (time, report) = seconds(|| launch.write(&mut z[..]).value(2f32).value(n as u32).run());
-        report.map(|_| time).map_err(Into::into)
-    })?;
+        launch.write(&mut z[..]).value(2f32).value(n as u32).run().map(drop)
+    };
+    in_all_modes(suite, "resident, saxpy through pointers", &mut saxpy)?;
     drop(streams);
-    let row = suite.row("resident, saxpy through pointers", "launch, live", "s", &samples[0]);
-    row.against("replay", &samples[0], &samples[1]).wanted(Wanted::RatioAtMost(1.05));
     // Following pointers.
     let (starts, hops) = (suite.size(1usize << 15, 1 << 14), 64u32);
     let nodes = starts * 8;
     let mut order: Vec<usize> = (0..nodes).collect();
     order.shuffle(&mut SmallRng::seed_from_u64(24));
     let mut lists = Vec::new();
-    for svm in [live, replay] {
+    for &svm in modes {
         let heap = svm.heap();
         let mut list = heap.vec_zeroed::<Link>(nodes)?;
         let base = list.as_ptr() as u64;
@@ -441,14 +447,34 @@ fn resident(suite: &mut Suite, live: &Svm, replay: &Svm) -> Result<()> {
         }
         lists.push((list, heap.vec_from_slice(&vec![0u32; starts])?, idempotent(svm, "chase", spirv!("chase"))?));
     }
-    let samples = suite.interleave("resident, chase", 2 * ROUNDS, 2, |which| {
+    let mut chase = |which: usize| {
         let (list, out, kernel) = &mut lists[which];
         let launch = kernel.launch([(starts as u32).div_ceil(WALK_GROUP), 1, 1]).read(&list[..]).write(&mut out[..]);
-        let (time, report) = seconds(|| launch.value(starts as u32).value(hops).run());
-        report.map(|_| time).map_err(Into::into)
+        launch.value(starts as u32).value(hops).run().map(drop)
+    };
+    in_all_modes(suite, "resident, chase", &mut chase)?;
+    ensure!(lists.iter().all(|(_, out, _)| out[..] == lists[0].1[..]), "the modes computed different things");
+    Ok(())
+}
+
+fn in_all_modes(
+    suite: &mut Suite,
+    case: &str,
+    launch: &mut dyn FnMut(usize) -> Result<(), vksvm::LaunchError>,
+) -> Result<()> {
+    // All variants are made, and all pages are there.
+    for which in (0..4).cycle().take(12) {
+        launch(which)?;
+    }
+    let samples = suite.interleave(case, 2 * ROUNDS, 4, |which| {
+        let (time, done) = seconds(|| (0..LAUNCHES).try_for_each(|_| launch(which)));
+        done?;
+        Ok(time / f64::from(LAUNCHES))
     })?;
-    ensure!(lists[0].1[..] == lists[1].1[..], "the modes computed different things");
-    let row = suite.row("resident, chase", "launch, live", "s", &samples[0]);
+    let row = suite.row(case, "launch, live", "s", &samples[0]);
     row.against("replay", &samples[0], &samples[1]).wanted(Wanted::RatioAtMost(1.05));
+    let row = suite.row(case, "launch, live, checked", "s", &samples[2]);
+    row.against("replay, checked", &samples[2], &samples[3]).wanted(Wanted::RatioAtMost(1.05));
+    suite.row(case, "launch, live, checked", "s", &samples[2]).against("replay", &samples[2], &samples[1]);
     Ok(())
 }

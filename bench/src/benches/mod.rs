@@ -12,6 +12,7 @@ mod oversub;
 mod pages;
 mod resident;
 mod rewrite;
+mod rows;
 mod scale;
 mod sparse;
 mod thrash;

@@ -34,7 +34,7 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    fn new(raw: Raw, name: &str, spirv: &[u8], push: Push, groups: u32) -> Result<Self> {
+    pub(super) fn new(raw: Raw, name: &str, spirv: &[u8], push: Push, groups: u32) -> Result<Self> {
         let kernel = raw.kernel(name, spirv, push.bytes().len())?;
         Ok(Self { raw, kernel, push, groups })
     }
@@ -53,7 +53,7 @@ impl Peer {
 }
 
 /// What the peer stored.
-fn results<T: bytemuck::AnyBitPattern>(buffer: &RawBuffer) -> &[T] {
+pub(super) fn results<T: bytemuck::AnyBitPattern>(buffer: &RawBuffer) -> &[T] {
     // SAFETY: peers are waited for.
     unsafe { contents(buffer) }
 }
