@@ -58,8 +58,8 @@
 //                   loads of neighbouring invocations are made together (GPUs, llvmpipe), for one or two accesses to a page.
 //   vksvm_uniform_… where all invocations of a workgroup use the same page, many times: a tile, a block of coefficients. Costs a barrier,
 //                   and must be called as one: by all invocations, in uniform control flow, with the same address. What follows are
-//                   vksvm_cached_…() with the same `c`. Afterwards all invocations of the workgroup are poisoned or none is, so a loop around barriers may end
-//                   on vksvm_poisoned() if it calls one of these between that and the barrier. Define VKSVM_SUBGROUPS before
+//                   vksvm_cached_…() with the same `c`. A loop around barriers, these calls among them, must end for all invocations at once:
+//                   on vksvm_uniform_poisoned(), which says the same to all, never on vksvm_poisoned(). Define VKSVM_SUBGROUPS before
 //                   including this file for devices with ballot operations: compilers then see that the address is the same in all of a subgroup.
 //   plain pointers  for all else, and for large arrays of which only a little is used (an array argument is copied whole).
 //
@@ -176,18 +176,19 @@ uint vksvm_write_want_;
 bool vksvm_stored_;
 // Live mode: the epoch in which this invocation is counted, where each is counted on its own.
 uint vksvm_epoch_;
-// Live mode: translations since the last look at the epoch, or at whether to yield.
+// Live mode: translations since the last look at the epoch.
 uint vksvm_hits_;
 // Live mode, in lockstep: the unit's words: its epoch (0 before it is counted in), whether it moved over, invocations that ended.
 uint64_t vksvm_unit_;
 // Calls of vksvm_uniform_...() so far.
 uint vksvm_turn_;
+// Whether any invocation of the workgroup was poisoned when the last of them was made.
+bool vksvm_group_poisoned_;
 
 #define VKSVM_READ_WANT_ (VKSVM_PTE_VALID | VKSVM_PTE_ACCESSED)
 #define VKSVM_WRITE_WANT_ (VKSVM_PTE_VALID | VKSVM_PTE_WRITABLE | VKSVM_PTE_ACCESSED | VKSVM_PTE_DIRTY)
 
 bool vksvm_is_fast_() { return (vksvm_variant_ & VKSVM_VARIANT_FAST) != 0u; }
-bool vksvm_yields_() { return (vksvm_variant_ & VKSVM_VARIANT_YIELDS) != 0u; }
 bool vksvm_is_direct_() { return (vksvm_variant_ & VKSVM_VARIANT_DIRECT) != 0u; }
 bool vksvm_is_live_() { return (vksvm_variant_ & VKSVM_VARIANT_LIVE) != 0u; }
 bool vksvm_is_lockstep_() { return (vksvm_variant_ & VKSVM_VARIANT_LOCKSTEP) != 0u; }
@@ -251,19 +252,7 @@ void vksvm_move_() {
     }
 }
 
-// In the variant that yields: whether the host wants the gate.
-bool vksvm_is_asked_() { return VksvmLiveWord_(vksvm_launch_.control + VKSVM_CONTROL_GIVE_UP).value != 0u; }
-
-// In the variant that yields: looks now and then whether it should. There is no way out of a kernel from here; its loops end, and
-// its workgroup is replayed.
-void vksvm_yield_() {
-    if (vksvm_yields_() && (++vksvm_hits_ & 63u) == 0u && vksvm_is_asked_()) vksvm_poisoned_ = true;
-}
-
 bool vksvm_start_() {
-    // Before any branch, where it is one load for many invocations.
-    bool asked = false;
-    if (vksvm_yields_()) asked = vksvm_is_asked_();
     vksvm_slot_ = gl_WorkGroupID.x + gl_WorkGroupID.y * gl_NumWorkGroups.x;
     if (!vksvm_is_direct_() && vksvm_slot_ >= vksvm_launch_.count) return false;
     vksvm_workgroup_ = vksvm_launch_.first + vksvm_slot_;
@@ -277,13 +266,9 @@ bool vksvm_start_() {
         vksvm_workgroup_id_ = uvec3(vksvm_workgroup_ - rows * vksvm_launch_.grid_x, rows % vksvm_launch_.grid_y,
                                     rows / vksvm_launch_.grid_y);
     }
-    if (asked) {
-        atomicOr(VksvmWord_(vksvm_replay_map_()).value, 1u << (vksvm_slot_ & 31u));
-        return false;
-    }
     vksvm_poisoned_ = false;
     vksvm_turn_ = 0u;
-    if (vksvm_yields_()) vksvm_hits_ = 0u;
+    vksvm_group_poisoned_ = false;
     if (vksvm_is_direct_()) return true;
     vksvm_stored_ = false;
     vksvm_site_ = 0u;
@@ -329,12 +314,10 @@ void vksvm_finish_() {
 // Lets the host take pages away here. Device addresses obtained before are no longer good after it.
 void vksvm_safe_point() {
     if (vksvm_is_live_()) vksvm_move_();
-    if (vksvm_yields_() && vksvm_is_asked_()) vksvm_poisoned_ = true;
 }
 
 // Whether this invocation's work is void: a page was missing and the workgroup will run again.
 bool vksvm_poisoned() {
-    vksvm_yield_();
     return !vksvm_is_direct_() && vksvm_poisoned_;
 }
 
@@ -530,7 +513,6 @@ uint64_t vksvm_in_frame_(uint64_t entry, uint64_t va) {
 // the table has a power of two of entries, so that nothing is compared before the load, and no function is called whose branches
 // compilers would keep. `entry` is the page's.
 uint64_t vksvm_translate_fast_(uint64_t va, bool write, out uint64_t entry) {
-    vksvm_yield_();
     uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
     uint64_t at = vksvm_launch_.table + 8ul * (page & uint64_t(vksvm_launch_.pages - 1u));
     entry = VksvmPte_(at).entry;
@@ -670,7 +652,7 @@ uint64_t vksvm_in_span_write(VksvmSpan span, uint64_t at) {
 // an access that hits is made a safe point all the same. Only what was translated for storing, and so marked dirty, is stored
 // through; nothing is kept of what is missing, or of stores that must not happen.
 struct VksvmCached {
-    // Of the CPU's address; 0 for none, where nothing is ever mapped.
+    // Of the CPU's address; all ones for none.
     uint64_t page_;
     // From the CPU's address to the device's.
     uint64_t distance_;
@@ -678,7 +660,7 @@ struct VksvmCached {
     bool writable_;
 };
 
-VksvmCached vksvm_cached() { return VksvmCached(0ul, 0ul, 0u, false); }
+VksvmCached vksvm_cached() { return VksvmCached(~0ul, 0ul, 0u, false); }
 
 // Live mode: the epoch in which translations were made.
 uint vksvm_unit_epoch_() {
@@ -686,35 +668,43 @@ uint vksvm_unit_epoch_() {
     return vksvm_is_lockstep_() ? VksvmLiveWord_(vksvm_unit_).value : vksvm_epoch_;
 }
 
-// Keeps the translation `result` of `va`, if it is one; otherwise what was kept before, if it was made in this epoch.
+// Whether `result` may be kept as the translation of `va`. The zero frame is not: while the kernel runs, a page gets a frame of its own when
+// somebody stores to it, and nobody is told.
+bool vksvm_may_keep_(uint64_t va, uint64_t result, bool write) {
+    if (vksvm_poisoned_ || (write && (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u)) return false;
+    if (write || !vksvm_is_live_()) return true;
+    uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
+    if (page >= uint64_t(vksvm_launch_.pages)) return false;
+    uint64_t entry = VksvmLivePte_(vksvm_launch_.table + 8ul * page).entry;
+    return (uint(entry) & (VKSVM_PTE_VALID | VKSVM_PTE_ZERO)) == VKSVM_PTE_VALID && vksvm_in_frame_(entry, va) == result;
+}
+
+// Keeps the translation `result` of `va`, made in `epoch`, if it may be kept; otherwise what was kept before, if it was made in that epoch.
 void vksvm_keep_(inout VksvmCached kept, uint64_t va, uint64_t result, bool write, uint epoch) {
-    bool real = !vksvm_poisoned_ && !(write && (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u);
-    if (real) kept = VksvmCached(va >> VKSVM_PAGE_SHIFT, result - va, epoch, write);
-    else if (kept.epoch_ != epoch) kept = VksvmCached(0ul, 0ul, epoch, false);
+    if (vksvm_may_keep_(va, result, write))
+        kept = VksvmCached(va >> VKSVM_PAGE_SHIFT, result - va, epoch, write);
+    else if (kept.epoch_ != epoch)
+        kept = VksvmCached(~0ul, 0ul, epoch, false);
 }
 
 uint64_t vksvm_cached_(inout VksvmCached kept, uint64_t va, bool write) {
     if (vksvm_is_direct_()) return va + vksvm_launch_.table;
-    bool live = vksvm_is_live_();
-    vksvm_yield_();
     for (uint round = 0u; round < 1000u; round++) {
-        bool hit = kept.page_ == va >> VKSVM_PAGE_SHIFT && (!write || (kept.writable_ && !vksvm_poisoned_));
-        if (live) {
-            if (!vksvm_is_lockstep_()) hit = hit && kept.epoch_ == vksvm_epoch_;
-            // A translation that is due for its safe point counts itself.
-            hit = hit && (vksvm_hits_ & 63u) != 63u;
-            if (hit) vksvm_hits_++;
-        }
+        // In lockstep all invocations that are here read the same, here and at the end, and so go on or return together: nobody is
+        // gone with an address while another, which waits for its page, moves the unit over.
+        uint epoch = vksvm_unit_epoch_();
+        bool hit = kept.page_ == va >> VKSVM_PAGE_SHIFT && kept.epoch_ == epoch;
+        hit = hit && (!write || (kept.writable_ && !vksvm_poisoned_));
+        // A translation that is due for its safe point counts itself.
+        if (vksvm_is_live_()) hit = hit && (vksvm_hits_ & 63u) != 63u;
         uint64_t result = kept.distance_ + va;
-        if (!hit) {
+        if (hit) {
+            if (vksvm_is_live_()) vksvm_hits_++;
+        } else {
             result = vksvm_translate_(va, 0u, write ? vksvm_write_want_ : VKSVM_READ_WANT_, write);
             vksvm_keep_(kept, va, result, write, vksvm_unit_epoch_());
         }
-        if (!live || !vksvm_is_lockstep_()) return result;
-        // Behind the slow path the invocations are together again: whoever waited there may have moved the unit over, and what a
-        // neighbour had kept until then is void.
-        if (VksvmLiveWord_(vksvm_unit_).value == kept.epoch_) return result;
-        kept.page_ = 0ul;
+        if (!vksvm_is_live_() || !vksvm_is_lockstep_() || vksvm_unit_epoch_() == epoch) return result;
     }
     vksvm_poison_();
     return vksvm_sink_(va, write);
@@ -751,8 +741,9 @@ uint64_t vksvm_uniform_(inout VksvmCached kept, uint64_t va, bool write) {
     }
     if (vksvm_poisoned_) atomicOr(vksvm_shared_poison_[turn], 1u);
     barrier();
-    // Poison is never taken back, so neither is the word.
-    if (vksvm_shared_poison_[turn] != 0u && !vksvm_poisoned_) vksvm_poison_();
+    // Poison is never taken back, so neither is the word; all read the same.
+    vksvm_group_poisoned_ = vksvm_shared_poison_[turn] != 0u;
+    if (vksvm_group_poisoned_ && !vksvm_poisoned_) vksvm_poison_();
     uint64_t result = vksvm_shared_address_[turn];
     uint epoch = vksvm_shared_epoch_[turn];
     if (write && vksvm_poisoned_) result = vksvm_sink_(va, true);
@@ -770,6 +761,9 @@ uint64_t vksvm_uniform_read(inout VksvmCached kept, uint64_t va) { return vksvm_
 
 // As vksvm_cached_write(), for the whole workgroup, which asks for the same address. A barrier.
 uint64_t vksvm_uniform_write(inout VksvmCached kept, uint64_t va) { return vksvm_uniform_(kept, va, true); }
+
+// Whether the workgroup's work is void, as of the last of these calls: the same for all its invocations.
+bool vksvm_uniform_poisoned() { return vksvm_group_poisoned_; }
 #endif
 
 // A piece of the bounce arena whose address agrees with `va` modulo 16; 0 if it is used up, and then the

@@ -61,7 +61,7 @@
 #define VKSVM_CONTROL_QUEUE_HEAD 128
 #define VKSVM_CONTROL_BOUNCE_HEAD 132
 #define VKSVM_CONTROL_TRANSLATIONS 136
-// Live mode, written by the host while kernels run; the second also in the variant that yields.
+// Live mode, written by the host while kernels run.
 #define VKSVM_CONTROL_EPOCH 192
 #define VKSVM_CONTROL_GIVE_UP 196
 #define VKSVM_CONTROL_QUEUE_TAIL 200
@@ -119,7 +119,7 @@
 #define VKSVM_VARIANT_ARRAYS 32
 // A part of every VksvmArray among the arguments, possibly none, is contiguous, resident and marked as used: `device` is filled in for
 // that part, and `extent_` says which it is.
-#define VKSVM_VARIANT_BOUNDS 2048
+#define VKSVM_VARIANT_BOUNDS 1024
 // The grid is one workgroup high and deep.
 #define VKSVM_VARIANT_LINEAR 64
 // All is expected to be there: a miss is not reported, it only marks the workgroup for replay, when the invocation ends. The
@@ -132,8 +132,5 @@
 // With FAST and IDEMPOTENT: every run is whole, all of what its argument points to. What is reached from an argument by arithmetic alone lies
 // in its run, or misses; arguments that nothing else is done with are device addresses.
 #define VKSVM_VARIANT_WHOLE 512
-// Fast, in live mode: the gate is held, and somebody may come to want it. Then the host sets `give_up`, and what is not done by then is
-// marked for replay. Only for kernels that can be run again and have no barriers.
-#define VKSVM_VARIANT_YIELDS 1024
 
 #endif

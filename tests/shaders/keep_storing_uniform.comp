@@ -9,7 +9,7 @@ void main() {
     uint i = vksvm_global_id().x;
     VksvmCached kept = vksvm_cached();
     uint turn = 0u;
-    while (turn < args.limit && !vksvm_poisoned()) {
+    while (turn < args.limit && !vksvm_uniform_poisoned()) {
         uint64_t page = args.data + 4096ul * (turn / 8u % args.pages);
         if (turn % 8u == 0u) vksvm_uniform_write(kept, page);
         VksvmU32 word = VksvmU32(vksvm_cached_write(kept, page + 4ul * i));

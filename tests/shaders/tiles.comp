@@ -14,7 +14,7 @@ void main() {
     VksvmCached directory = vksvm_cached();
     VksvmCached tile = vksvm_cached();
     uint64_t at = Pointer(vksvm_uniform_read(directory, args.tiles + 8ul * vksvm_workgroup_id().x)).value;
-    for (uint turn = 0u; turn < args.turns && !vksvm_poisoned(); turn++) {
+    for (uint turn = 0u; turn < args.turns && !vksvm_uniform_poisoned(); turn++) {
         uint added = VksvmU32(vksvm_uniform_read(tile, at + 256ul)).value;
         words[63u - i] = VksvmU32(vksvm_cached_read(tile, at + 4ul * i)).value;
         vksvm_uniform_write(tile, at);

@@ -123,8 +123,6 @@ pub mod variant {
     pub const DIRECT: u32 = define("VKSVM_VARIANT_DIRECT");
     /// With [`FAST`] and [`IDEMPOTENT`]: every run is all of what its argument points to.
     pub const WHOLE: u32 = define("VKSVM_VARIANT_WHOLE");
-    /// Ends when the host wants the gate; what is not done by then is marked for replay.
-    pub const YIELDS: u32 = define("VKSVM_VARIANT_YIELDS");
     /// Workgroups move over as one.
     pub const LOCKSTEP: u32 = define("VKSVM_VARIANT_LOCKSTEP");
 }

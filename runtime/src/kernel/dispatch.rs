@@ -87,8 +87,7 @@ impl Executor {
     ) -> Result<Pass, LaunchError> {
         let bits = bits | self.common_bits(job);
         let dispatch = Dispatch { kernel: &job.kernel, variant: bits, push: &prepared.push, groups: prepared.groups };
-        let yields = bits & variant::YIELDS != 0;
-        let time = match if yields { self.run_yielding(&dispatch) } else { self.mirror.device().run(&dispatch) } {
+        let time = match self.mirror.device().run(&dispatch) {
             Ok(time) => time,
             Err(error) => {
                 // What it reported before it failed is nobody's: the pages must be able to be reported again.

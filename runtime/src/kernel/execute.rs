@@ -386,19 +386,19 @@ impl Executor {
             let space = self.space.clone();
             let exclusive = (fruitless > PATIENCE).then(|| space.hold_cpu_faults());
             let seen = self.seen.len();
-            let may_wait = !std::mem::replace(&mut waited, true) && self.waits(job);
+            // Arrays stay where they are while the gate is closed, which live passes leave open.
+            let may_wait = !self.passes_arrays(job) && !std::mem::replace(&mut waited, true);
             let live = self.options.live.filter(|_| may_wait);
             if fresh && self.direct_pass(job, &list)? {
                 return Ok(Attempt::Done);
             }
-            if fruitless == 0 && (live.is_some() || !self.waits(job)) && self.expects_hits(job, &list) {
+            if live.is_none() && fruitless == 0 && self.expects_hits(job, &list) {
                 match self.fast_pass(job, list)? {
                     Some(missed) => list = missed,
                     None => return Ok(Attempt::Done),
                 }
             }
             let left = list.len();
-            let faults = self.counters.device_faults.load(Ordering::Relaxed);
             let pass = if let Some(unit) = live {
                 self.live_pass(job, &list, unit)?
             } else if job.idempotent {
@@ -410,8 +410,7 @@ impl Executor {
                 self.service.trace_uses();
             }
             if pass.replay.is_empty() {
-                let missed = self.counters.device_faults.load(Ordering::Relaxed) != faults;
-                job.kernel.hits.store(fresh && !missed, Ordering::Relaxed);
+                job.kernel.hits.store(fresh, Ordering::Relaxed);
                 return Ok(Attempt::Done);
             }
             fresh = false;
@@ -435,11 +434,6 @@ impl Executor {
                 self.service.unprotect();
             }
         }
-    }
-
-    /// Whether the job waits for its pages inside the kernel. Arrays stay where they are while the gate is closed, which live passes leave open.
-    pub(super) fn waits(&self, job: &Job) -> bool {
-        self.options.live.is_some() && !self.passes_arrays(job)
     }
 
     /// For kernels whose stores must not be repeated. The gate stays closed from the last probe to the real pass.

@@ -14,11 +14,6 @@
 //! Where each run is all of what its argument points to, a kernel that can be run again is told so (`variant::WHOLE`): what comes from an argument by
 //! arithmetic alone then has no code for looking at entries, and misses if it lies elsewhere.
 //!
-//! In live mode a fast pass must not keep the CPU waiting, nor itself wait for the CPU, as it holds the gate and has no safe points. There it
-//! *yields*: when somebody comes to want the gate, or after [`LONGEST`], the host says so; workgroups that start from then on do nothing, those that run
-//! look every 64 translations, and what was not done by then goes through the live pass. So this is for kernels that can be run again, and that have no
-//! barriers, whose workgroups may end in the middle. A kernel that had to yield runs live for the next [`PAUSE`] lists.
-//!
 //! A kernel's first pass is never fast, nor one after a list that missed something: a fast pass that fails costs about a
 //! third of the one it was to replace.
 
@@ -27,19 +22,9 @@ use super::error::LaunchError;
 use super::execute::{Executor, Job};
 use super::worklist::WorkList;
 use crate::addr::{Access, PageIndex, PageRange, VirtAddr};
-use crate::device::layout::{Control, LAUNCH_BYTES, RUN_BYTES, variant};
-use crate::device::{DeviceError, Dispatch};
+use crate::device::layout::{LAUNCH_BYTES, RUN_BYTES, variant};
 use crate::service::GateGuard;
-use std::mem::offset_of;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
-
-/// How long a pass that yields may hold the gate although nobody wants it. It may be that what it waits for needs no gate.
-const LONGEST: Duration = Duration::from_millis(100);
-/// Time between looks whether somebody wants the gate.
-const LOOK: Duration = Duration::from_micros(30);
-/// Lists that a kernel that had to yield is run live for.
-const PAUSE: u32 = 16;
 
 /// A pointer among a launch's arguments.
 #[derive(Clone, Copy, Debug)]
@@ -100,22 +85,7 @@ impl Executor {
     pub(super) fn expects_hits(&self, job: &Job, list: &WorkList) -> bool {
         let spares_code = matches!(job.kernel.code, Code::Spirv { .. }) && self.options.fast_passes;
         let hits = matches!(list, WorkList::Span { .. }) && job.kernel.hits.load(Ordering::Relaxed);
-        self.try_fast && spares_code && hits && (!self.waits(job) || may_yield(job))
-    }
-
-    /// Runs what can yield; whether it had to, the kernel knows.
-    pub(super) fn run_yielding(&self, dispatch: &Dispatch<'_>) -> Result<Duration, DeviceError> {
-        let (device, start) = (self.mirror.device(), Instant::now());
-        let give_up = self.mirror.epochs().word(offset_of!(Control, give_up));
-        give_up.store(0, Ordering::SeqCst);
-        device.start(dispatch)?;
-        while !device.ended(LOOK)? {
-            if self.mirror.is_gate_wanted() || start.elapsed() > LONGEST {
-                give_up.store(1, Ordering::SeqCst);
-                dispatch.kernel.pause.store(PAUSE, Ordering::Relaxed);
-            }
-        }
-        Ok(start.elapsed())
+        self.try_fast && spares_code && hits
     }
 
     /// Runs `list`; returns what must run in the other variant.
@@ -124,8 +94,7 @@ impl Executor {
         let pass = {
             let gate = mirror.close_gate();
             if job.idempotent {
-                let yields = if self.waits(job) { variant::YIELDS } else { 0 };
-                self.dispatch(job, &list, variant::FAST | variant::IDEMPOTENT | yields, &gate)?
+                self.dispatch(job, &list, variant::FAST | variant::IDEMPOTENT, &gate)?
             } else {
                 let probed = self.dispatch(job, &list, variant::FAST | variant::PROBE, &gate)?;
                 if probed.replay.is_empty() {
@@ -148,12 +117,4 @@ impl Executor {
         job.kernel.hits.store(false, Ordering::Relaxed);
         Ok(Some(list))
     }
-}
-
-/// Whether the job may have a pass that yields; each time that it is asked counts as one in which it may not.
-fn may_yield(job: &Job) -> bool {
-    let able = job.idempotent && !job.kernel.barriers;
-    let paused =
-        job.kernel.pause.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
-    able && !paused
 }

@@ -74,10 +74,6 @@ pub struct KernelModule {
     pub(crate) hits: AtomicBool,
     /// How often a pass that relied on whole runs found something missing.
     pub(crate) strays: AtomicU32,
-    /// Lists for which it is not to hold the gate in live mode.
-    pub(crate) pause: AtomicU32,
-    /// Whether its invocations wait for each other.
-    pub(crate) barriers: bool,
     /// What it wants to know of its arguments.
     pub(crate) runs: Runs,
     /// What rewriting did, if the module came without the include.
@@ -151,10 +147,6 @@ impl KernelModule {
 
     fn with_code(name: &str, code: Code, local_size: [u32; 3], argument_bytes: usize) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        let barriers = match &code {
-            Code::Spirv { words, .. } => reflect::has_barriers(words),
-            Code::Soft(_) => false,
-        };
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             name: name.to_owned(),
@@ -163,8 +155,6 @@ impl KernelModule {
             argument_bytes,
             hits: AtomicBool::new(false),
             strays: AtomicU32::new(0),
-            pause: AtomicU32::new(0),
-            barriers,
             runs: Runs::default(),
             rewritten: None,
             sites: Vec::new(),

@@ -139,19 +139,6 @@ pub(super) fn reflect(kernel: &str, spirv: &[u8]) -> Result<Reflected, KernelErr
     Ok(Reflected { words, local_size, push_bytes, entry_point })
 }
 
-/// Whether a module's invocations wait for each other.
-pub(super) fn has_barriers(words: &[u32]) -> bool {
-    // Behind the header, each instruction begins with its length and its opcode.
-    let mut rest = words.get(5..).unwrap_or_default();
-    while let Some(&first) = rest.first() {
-        if first & 0xFFFF == Op::ControlBarrier as u32 {
-            return true;
-        }
-        rest = rest.get(((first >> 16) as usize).max(1)..).unwrap_or_default();
-    }
-    false
-}
-
 /// The storage class of a variable that needs a descriptor.
 fn descriptor(module: &Module) -> Option<StorageClass> {
     let mut variables = module.types_global_values.iter().filter(|global| global.class.opcode == Op::Variable);

@@ -28,7 +28,7 @@ use crate::observe::Counters;
 use crate::rank::{Rank, RankedMutex, RankedMutexGuard};
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 /// What the update lock guards.
@@ -56,8 +56,6 @@ pub struct DeviceMirror {
     number: DeviceNumber,
     owner: OwnerId,
     gate: RankedMutex<()>,
-    /// Invalidations that wait for the gate.
-    wanted: AtomicU32,
     update: RankedMutex<MirrorState>,
     pub(super) budget: Mutex<Budget>,
     pub(super) resized: AtomicU64,
@@ -103,7 +101,6 @@ impl DeviceMirror {
             number,
             owner: OwnerId::unique(),
             gate: RankedMutex::new(Rank::DeviceGate, ()),
-            wanted: AtomicU32::new(0),
             update: RankedMutex::new(
                 Rank::MirrorUpdate,
                 MirrorState {
@@ -166,22 +163,6 @@ impl DeviceMirror {
     /// Waits until no dispatch of replay mode is in flight and keeps others from starting.
     pub fn close_gate(&self) -> GateGuard<'_> {
         self.gate.lock()
-    }
-
-    /// Whether an invalidation waits for the gate.
-    pub(crate) fn is_gate_wanted(&self) -> bool {
-        self.wanted.load(Ordering::Relaxed) > 0
-    }
-
-    /// Closes the gate for an invalidation; a dispatch that can yield learns that it is wanted.
-    fn want_gate(&self) -> GateGuard<'_> {
-        if let Some(gate) = self.gate.try_lock() {
-            return gate;
-        }
-        self.wanted.fetch_add(1, Ordering::Relaxed);
-        let gate = self.gate.lock();
-        self.wanted.fetch_sub(1, Ordering::Relaxed);
-        gate
     }
 
     pub(super) fn lock(&self) -> RankedMutexGuard<'_, MirrorState> {
@@ -473,7 +454,7 @@ impl DeviceMirror {
     /// Gate and update lock, once no other invalidation has taken, and not brought home, pages that overlap `pages`.
     fn lock_for(&self, pages: PageRange) -> (GateGuard<'_>, RankedMutexGuard<'_, MirrorState>) {
         loop {
-            let locks = (self.want_gate(), self.update.lock());
+            let locks = (self.gate.lock(), self.update.lock());
             if !self.flying.overlaps(pages) {
                 return locks;
             }

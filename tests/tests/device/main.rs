@@ -17,4 +17,3 @@ mod thrash;
 mod translation;
 mod trap;
 mod versions;
-mod yields;

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use vksvm::{FaultMode, Kernel, SvmVec};
-use vksvm_tests::{Fixture, spirv, with};
+use vksvm_tests::{Fixture, moving, spirv};
 
 const MODES: [FaultMode; 2] = [FaultMode::Replay, FaultMode::Live];
 
@@ -55,7 +55,7 @@ impl Rows {
 #[test]
 fn kept_translations_give_the_same_results_cold_warm_and_after_cpu_writes() {
     for mode in MODES {
-        let svm = with(|builder| builder.fault_mode(mode));
+        let svm = moving(|builder| builder.fault_mode(mode));
         let mut rows = Rows::new(&svm);
         // Warm ones change what the kernel stored before without anybody having looked.
         for _ in 0..3 {
@@ -78,7 +78,7 @@ fn kept_translations_give_the_same_results_cold_warm_and_after_cpu_writes() {
 fn kept_translations_give_the_same_results_with_few_frames() {
     for mode in MODES {
         // A workgroup's rows lie on eleven pages of each array; all of the data on 66 of each.
-        let svm = with(|builder| builder.fault_mode(mode).frames(60));
+        let svm = moving(|builder| builder.fault_mode(mode).frames(60));
         let mut rows = Rows::new(&svm);
         for _ in 0..2 {
             let report = rows.run();
@@ -90,7 +90,7 @@ fn kept_translations_give_the_same_results_with_few_frames() {
 
 #[test]
 fn what_was_kept_is_not_translated_again() {
-    let svm = with(|builder| builder.fault_mode(FaultMode::Replay).count_translations(true));
+    let svm = moving(|builder| builder.fault_mode(FaultMode::Replay).count_translations(true));
     let mut rows = Rows::new(&svm);
     rows.run();
     let warm = rows.run();
@@ -105,7 +105,7 @@ fn what_was_kept_is_not_translated_again() {
 #[test]
 fn kept_translations_end_when_the_cpu_takes_pages_while_the_kernel_runs() {
     for mode in MODES {
-        let svm = with(|builder| builder.fault_mode(mode).frames(100));
+        let svm = moving(|builder| builder.fault_mode(mode).frames(100));
         let mut rows = Rows::new(&svm);
         let cells = rows.data.as_mut_ptr() as usize;
         rows.run();
@@ -138,12 +138,36 @@ fn kept_translations_end_when_the_cpu_takes_pages_while_the_kernel_runs() {
     }
 }
 
+/// Nothing is kept of a null pointer, which poisoned invocations find everywhere, nor of the zero frame, which a store replaces.
+#[test]
+fn what_is_not_there_is_not_kept() {
+    for mode in MODES {
+        let svm = moving(|builder| builder.fault_mode(mode));
+        let heap = svm.heap();
+        let count = 500usize;
+        let words = heap.vec_from_slice(&(0..count as u32 * 300).collect::<Vec<_>>()).unwrap();
+        let places: Vec<u64> = (0..count).map(|i| words.as_ptr() as u64 + 1200 * i as u64).collect();
+        let places = heap.vec_from_slice(&places).unwrap();
+        let mut zeros = heap.vec_zeroed::<[u32; 1024]>(count).unwrap();
+        let mut results = heap.vec_zeroed::<u32>(count).unwrap();
+        // SAFETY: the kernel reads the places and where they point to, and changes zeros and results.
+        let kernel = unsafe { svm.kernel("kept_again", spirv!("kept_again")) }.unwrap();
+        // SAFETY: nobody changes the words meanwhile.
+        let launch = unsafe { kernel.launch([count.div_ceil(32) as u32, 1, 1]).pointer(places.as_ptr()) };
+        launch.write(&mut zeros[..]).write(&mut results[..]).value([count as u32, 0]).run().unwrap();
+        for i in 0..count {
+            assert_eq!(zeros[i][0], i as u32 + 5, "{mode:?}, {i}");
+            assert_eq!(results[i], 300 * i as u32 + i as u32 + 5, "{mode:?}, {i}");
+        }
+    }
+}
+
 #[test]
 fn workgroups_translate_together_and_are_poisoned_together() {
     for (mode, frames) in
         [(FaultMode::Replay, 1000), (FaultMode::Live, 1000), (FaultMode::Replay, 12), (FaultMode::Live, 12)]
     {
-        let svm = with(|builder| builder.fault_mode(mode).frames(frames));
+        let svm = moving(|builder| builder.fault_mode(mode).frames(frames));
         let heap = svm.heap();
         let (groups, turns) = (40usize, 5u32);
         let mut tiles = heap.vec_zeroed::<[u32; 1024]>(groups).unwrap();
@@ -187,7 +211,7 @@ fn parts_of_arrays_are_looked_up_once_whether_all_is_there_or_not() {
         (FaultMode::Replay, 200, true),
         (FaultMode::Replay, 200, false),
     ] {
-        let svm = with(|builder| builder.fault_mode(mode).frames(frames).count_translations(true));
+        let svm = moving(|builder| builder.fault_mode(mode).frames(frames).count_translations(true));
         let heap = svm.heap();
         let mut data = heap.vec_from_slice(&(0..n + 5).collect::<Vec<_>>()).unwrap();
         let mut out = heap.vec_from_slice(&vec![0u32; n as usize + 7]).unwrap();
@@ -214,7 +238,7 @@ fn parts_of_arrays_are_looked_up_once_whether_all_is_there_or_not() {
 fn an_array_with_a_hole_is_used_by_address_beside_the_hole() {
     let n = 200_000u32;
     for idempotent in [true, false] {
-        let svm = with(|builder| builder.count_translations(true));
+        let svm = moving(|builder| builder.count_translations(true));
         let heap = svm.heap();
         // What was never written has no frames of its own.
         let mut data = heap.vec_zeroed::<u32>(n as usize).unwrap();
