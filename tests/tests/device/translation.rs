@@ -248,14 +248,16 @@ fn an_array_with_a_hole_is_used_by_address_beside_the_hole() {
         // SAFETY: the kernel reads the data and writes `out`.
         let kernel = unsafe { svm.kernel("arrays", spirv!("arrays")) }.unwrap();
         let kernel = if idempotent { kernel.idempotent() } else { kernel };
-        for _ in 0..3 {
+        for round in 0..3 {
             out.fill(9);
             let launch = kernel.launch([n.div_ceil(64), 1, 1]).read_array(&data[..]).write_array(&mut out[..]);
             let report = launch.value([0u64; 2]).value(n).value(0u32).run().unwrap();
             assert!(out[..] == data[..], "the kernel stored something else");
             let passes = if idempotent { 1.0 } else { 2.0 };
             let share = report.translations as f64 / (passes * f64::from(2 * n));
-            assert!(share > 0.1 && share < 0.25, "{share} translated, {report}");
+            // A sixth of the accesses is to the hole. The first launch replays what missed there.
+            let most = if round == 0 { 0.4 } else { 0.25 };
+            assert!(share > 0.1 && share < most, "{share} translated in round {round}, {report}");
         }
     }
 }
