@@ -468,8 +468,11 @@ uint64_t vksvm_slow_(uint64_t va, uint bytes, bool write) {
             if ((entry & need) == need) {
                 // Live, another frame may have come in place of the zero frame since: both words must be of the same entry.
                 uvec2 whole = live ? vksvm_live_entry_(at) : uvec2(entry, VksvmWord_(at + 4ul).value);
-                if (((whole.x ^ entry) & ~VKSVM_PTE_FLAGS) == 0u)
+                if (((whole.x ^ entry) & ~VKSVM_PTE_FLAGS) == 0u) {
+                    // What the host filled the frame with, while this invocation waited, is seen from here on.
+                    if (live && polls > 0u) memoryBarrierBuffer();
                     return packUint2x32(uvec2((entry & ~VKSVM_PTE_FLAGS) | (uint(va) & VKSVM_PTE_FLAGS), whole.y));
+                }
             }
         } else {
             if (!live) vksvm_poison_();
@@ -819,30 +822,37 @@ uint64_t vksvm_object_(uint64_t va, uint bytes, bool write) {
     if (vksvm_is_fast_()) return vksvm_object_fast_(va, bytes, write);
     uint head = VKSVM_PAGE_SIZE - (uint(va) & 0xFFFu);
     bool straddles = bytes > head;
-    // One call of the translation for both parts: compilers put every call's code in place.
+    bool overrun = false;
     uint64_t first = 0ul;
     uint64_t second = 0ul;
-    uint parts = straddles ? 2u : 1u;
-    uint epoch = vksvm_unit_epoch_();
-    for (uint part = 0u; part < parts; part++) {
-        first = second;
-        second = vksvm_translate_((part & 1u) != 0u ? va + head : va, (part & 1u) != 0u ? bytes - head : bytes,
-                                  write ? vksvm_write_want_ : VKSVM_READ_WANT_, write);
-        if (straddles && (part & 1u) == 0u && !vksvm_poisoned_) {
-            // The first page is there, so its entry says whether there is a second.
-            uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
-            if ((VksvmWord_(vksvm_launch_.table + 8ul * page).value & VKSVM_PTE_LAST) != 0u) {
-                if (vksvm_poison_())
-                    vksvm_report_(va, bytes, VKSVM_FAULT_OVERRUN | (write ? VKSVM_FAULT_WRITE : 0u));
-                return vksvm_sink_(va, write);
+    // In lockstep a neighbour's wait for its second part may void what this invocation has, also if it has one part only. All go through the
+    // outer loop together, and compare epochs where they have met.
+    for (uint round = 0u;; round++) {
+        uint epoch = vksvm_unit_epoch_();
+        // One call of the translation for both parts: compilers put every call's code in place.
+        uint parts = straddles ? 2u : 1u;
+        for (uint part = 0u; part < parts; part++) {
+            first = second;
+            second = vksvm_translate_(part != 0u ? va + head : va, part != 0u ? bytes - head : bytes,
+                                      write ? vksvm_write_want_ : VKSVM_READ_WANT_, write);
+            if (straddles && part == 0u && !vksvm_poisoned_) {
+                // The first page is there, so its entry says whether there is a second.
+                uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
+                if ((VksvmWord_(vksvm_launch_.table + 8ul * page).value & VKSVM_PTE_LAST) != 0u) {
+                    if (vksvm_poison_())
+                        vksvm_report_(va, bytes, VKSVM_FAULT_OVERRUN | (write ? VKSVM_FAULT_WRITE : 0u));
+                    overrun = true;
+                    parts = 1u;
+                }
             }
         }
-        // The second wait may have voided the first part: both again.
-        if (straddles && vksvm_is_live_() && part + 1u == parts && parts < 1000u && vksvm_unit_epoch_() != epoch) {
-            epoch = vksvm_unit_epoch_();
-            parts += 2u;
+        if (!vksvm_is_live_() || vksvm_unit_epoch_() == epoch) break;
+        if (round == 1000u) {
+            vksvm_poison_();
+            return vksvm_sink_(va, write);
         }
     }
+    if (overrun) return vksvm_sink_(va, write);
     if (!straddles) return second;
     if (vksvm_poisoned_) return vksvm_sink_(va, write);
     if (second == first + head) return first;
@@ -874,14 +884,17 @@ void vksvm_end_write(uint64_t va, uint bytes, uint64_t address) {
     if (address - control.bounce >= uint64_t(control.bounce_bytes)) return;
     uint64_t first = 0ul;
     uint64_t second = 0ul;
-    uint parts = 2u;
-    uint epoch = vksvm_unit_epoch_();
-    for (uint part = 0u; part < parts; part++) {
-        first = second;
-        second = vksvm_translate_((part & 1u) != 0u ? va + head : va, bytes, vksvm_write_want_, true);
-        if (vksvm_is_live_() && part + 1u == parts && parts < 1000u && vksvm_unit_epoch_() != epoch) {
-            epoch = vksvm_unit_epoch_();
-            parts += 2u;
+    for (uint round = 0u;; round++) {
+        uint epoch = vksvm_unit_epoch_();
+        for (uint part = 0u; part < 2u; part++) {
+            first = second;
+            second = vksvm_translate_(part != 0u ? va + head : va, bytes, vksvm_write_want_, true);
+        }
+        // The second wait may have voided the first part: both again.
+        if (!vksvm_is_live_() || vksvm_unit_epoch_() == epoch) break;
+        if (round == 1000u) {
+            vksvm_poison_();
+            return;
         }
     }
     vksvm_copy_straddling_(va, bytes, first, second, address, true);
