@@ -294,8 +294,8 @@ impl Translator<'_> {
         let ulong = self.code.uint(64);
         let mut address = self.address_of(out, pointer)?;
         if first.offset > 0 {
-            let offset = self.code.long(first.offset);
-            address = self.emit(out, Op::ISub, ulong, [address, offset].map(Operand::IdRef).to_vec());
+            let offset = self.code.long(first.offset.wrapping_neg());
+            address = self.emit(out, Op::IAdd, ulong, [address, offset].map(Operand::IdRef).to_vec());
         }
         let translated = match group.on_one_page {
             Some(align) => {

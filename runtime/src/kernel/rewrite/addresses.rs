@@ -10,6 +10,9 @@ use rspirv::dr::{Function, Instruction, Operand};
 use rspirv::spirv::{MemoryAccess, Op, Word};
 use std::collections::{HashMap, HashSet};
 
+/// Most terms of an address; one with more is a base of its own.
+const MAX_TERMS: usize = 8;
+
 /// An address, but for a constant: a base and what is added to it at run time, with its factor.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Key {
@@ -151,7 +154,7 @@ impl<'a> Addresses<'a> {
             let stride = match declared.class.opcode {
                 Op::TypeStruct => {
                     let member = code.constant_value(index)?;
-                    offset = offset.checked_add(u64::from(layouts.offset(ty, member)?))?;
+                    offset = offset.wrapping_add(u64::from(layouts.offset(ty, member)?));
                     ty = declared.operands.get(member as usize)?.id_ref_any()?;
                     continue;
                 }
@@ -160,8 +163,9 @@ impl<'a> Addresses<'a> {
                 // How a matrix lies is not said by its type.
                 _ => return None,
             };
-            match code.constant_value(index) {
-                Some(value) => offset = offset.checked_add(u64::from(value).checked_mul(u64::from(stride))?)?,
+            match code.index_value(index) {
+                Some(value) => offset = offset.wrapping_add((value as u64).wrapping_mul(u64::from(stride))),
+                None if key.terms.len() == MAX_TERMS => return None,
                 None => key.terms.push((self.number(index), stride)),
             }
             ty = element?;

@@ -213,6 +213,19 @@ impl Code {
         }
     }
 
+    /// The value of an integer constant as an index of an access chain, which is signed whatever its type says.
+    pub(super) fn index_value(&self, id: Word) -> Option<i64> {
+        let constant = self.global(id).filter(|constant| constant.class.opcode == Op::Constant)?;
+        let width = self.global(constant.result_type?)?.operands.first()?;
+        match (constant.operands.first()?, width) {
+            (Operand::LiteralBit32(value), Operand::LiteralBit32(8)) => Some(i64::from(*value as i8)),
+            (Operand::LiteralBit32(value), Operand::LiteralBit32(16)) => Some(i64::from(*value as i16)),
+            (Operand::LiteralBit32(value), _) => Some(i64::from(*value as i32)),
+            (Operand::LiteralBit64(value), _) => Some(*value as i64),
+            _ => None,
+        }
+    }
+
     /// The id that is decorated as this built-in.
     pub(super) fn built_in(&self, wanted: BuiltIn) -> Option<Word> {
         self.module.annotations.iter().find_map(|annotation| match annotation.operands[..] {

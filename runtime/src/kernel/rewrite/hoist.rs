@@ -20,10 +20,12 @@ use super::operands::MemoryOperands;
 use super::runs::{Origin, Runs};
 use rspirv::dr::{Function, Instruction, Operand};
 use rspirv::spirv::{Op, Word};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Most peeks ahead of a function's loops.
 const MAX_PEEKS: usize = 32;
+/// Most loads that a place ahead of a loop is looked for.
+const MAX_ATTEMPTS: usize = 4 * MAX_PEEKS;
 /// Most instructions that an address is computed from.
 const MAX_CLONES: usize = 32;
 
@@ -57,16 +59,16 @@ pub(super) struct Around<'a> {
 pub(super) fn hoist(code: &mut Code, function: &mut Function, around: Around<'_>) -> Result<Hoisted, RewriteError> {
     let graph = around.graph;
     let mut hoisted = Hoisted::default();
-    let mut loops = graph.loops(function);
+    // Inner loops first.
+    let loops = graph.loops(function);
     if loops.is_empty() {
         return Ok(hoisted);
     }
-    // Outer loops first.
-    loops.reverse();
     let mut ahead: HashMap<usize, Vec<Instruction>> = HashMap::new();
     let places = definitions(function);
     let mut covers = Covers::new(graph);
-    for (at, block) in function.blocks.iter().enumerate() {
+    let mut attempts = 0;
+    'blocks: for (at, block) in function.blocks.iter().enumerate() {
         covers.enter(at);
         for load in block.instructions.iter().filter(|instruction| instruction.class.opcode == Op::Load) {
             let Some((pointer, span)) = candidate(code, around, load) else { continue };
@@ -74,15 +76,18 @@ pub(super) fn hoist(code: &mut Code, function: &mut Function, around: Around<'_>
                 continue;
             }
             covers.note(span, Does::Read, 0);
-            if hoisted.peeks() == MAX_PEEKS {
-                continue;
+            attempts += 1;
+            if hoisted.peeks() == MAX_PEEKS || attempts > MAX_ATTEMPTS {
+                break 'blocks;
             }
-            let found = loops.iter().filter(|each| graph.contains(**each, at)).find_map(|&each| {
-                let ahead = way_in(graph, each)?;
-                let computed = compute(code, function, &places, around, each, ahead, pointer)?;
-                Some((ahead, computed))
+            // What an inner loop decides, the loops around it decide too: of those that do not, the outermost.
+            let around_it = loops.iter().filter(|each| graph.contains(**each, at));
+            let ways_in = around_it.filter_map(|&each| Some((each, way_in(graph, each)?)));
+            let found = ways_in.map_while(|(each, ahead)| {
+                Some((ahead, follow(code, function, &places, around, each, ahead, pointer)?))
             });
-            let Some((block, (address, instructions))) = found else { continue };
+            let Some((block, order)) = found.last() else { continue };
+            let Some((address, instructions)) = repeat(code, function, &places, &order, pointer) else { continue };
             let out = ahead.entry(block).or_default();
             out.extend(instructions);
             let ulong = code.uint(64);
@@ -136,24 +141,45 @@ fn way_in(graph: &Graph, of: Loop) -> Option<usize> {
     }
 }
 
-/// What computes `value` at the end of the block `ahead`, if nothing in the loop decides it.
-fn compute(
-    code: &mut Code,
+/// Whether a pointer to a variable leads to the same part of it always: loading that is harmless wherever it is done.
+fn is_constant_place(
+    code: &Code,
+    function: &Function,
+    places: &HashMap<Word, (usize, usize)>,
+    mut pointer: Word,
+) -> bool {
+    while let Some(&(block, place)) = places.get(&pointer) {
+        let made = &function.blocks[block].instructions[place];
+        let [Operand::IdRef(base), indices @ ..] = &made.operands[..] else { return false };
+        let constant = |index: &Operand| index.id_ref_any().is_some_and(|index| code.constant_value(index).is_some());
+        let chain = matches!(made.class.opcode, Op::AccessChain | Op::InBoundsAccessChain | Op::CopyObject);
+        if !(chain && indices.iter().all(constant)) {
+            return false;
+        }
+        pointer = *base;
+    }
+    code.global(pointer).is_some()
+}
+
+/// The instructions to repeat at the end of the block `ahead` to compute `value` there, each after what it uses, if nothing in the loop decides it.
+fn follow(
+    code: &Code,
     function: &Function,
     places: &HashMap<Word, (usize, usize)>,
     around: Around<'_>,
     of: Loop,
     ahead: usize,
     value: Word,
-) -> Option<(Word, Vec<Instruction>)> {
-    // Instructions to repeat, each after what it uses.
+) -> Option<Vec<Word>> {
+    let mut seen = HashSet::new();
     let mut order: Vec<Word> = Vec::new();
     let mut waiting = vec![(value, false)];
     while let Some((id, done)) = waiting.pop() {
         if done {
-            if !order.contains(&id) {
-                order.push(id);
-            }
+            order.push(id);
+            continue;
+        }
+        if !seen.insert(id) {
             continue;
         }
         // Globals and parameters have no place.
@@ -167,13 +193,30 @@ fn compute(
         if !around.addresses.is_pure(id) || order.len() + waiting.len() > MAX_CLONES {
             return None;
         }
+        let instruction = &function.blocks[block].instructions[place];
+        if instruction.class.opcode == Op::Load {
+            let pointer = instruction.operands.first()?.id_ref_any()?;
+            if !is_constant_place(code, function, places, pointer) {
+                return None;
+            }
+        }
         waiting.push((id, true));
-        let operands = &function.blocks[block].instructions[place].operands;
-        waiting.extend(operands.iter().filter_map(Operand::id_ref_any).map(|operand| (operand, false)));
+        waiting.extend(instruction.operands.iter().filter_map(Operand::id_ref_any).map(|operand| (operand, false)));
     }
+    Some(order)
+}
+
+/// Copies of instructions, and what is `value` after them.
+fn repeat(
+    code: &mut Code,
+    function: &Function,
+    places: &HashMap<Word, (usize, usize)>,
+    order: &[Word],
+    value: Word,
+) -> Option<(Word, Vec<Instruction>)> {
     let mut clones: HashMap<Word, Word> = HashMap::new();
     let mut instructions = Vec::with_capacity(order.len());
-    for id in order {
+    for &id in order {
         let (block, place) = places[&id];
         let mut clone = function.blocks[block].instructions[place].clone();
         for operand in &mut clone.operands {

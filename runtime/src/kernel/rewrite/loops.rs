@@ -33,22 +33,30 @@ pub(super) struct Surroundings<'a> {
     pub(super) fixed: &'a HashSet<Word>,
 }
 
-/// Gives a function's loops a way out.
+/// A value that took another's place in the code after a loop: what was known of `old` must be known of `new` too.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Renamed {
+    pub(super) new: Word,
+    pub(super) old: Word,
+}
+
+/// Gives a function's loops a way out. Values that got other names are returned, in the order in which they got them.
 pub(super) fn guard(
     code: &mut Code,
     function: &mut Function,
     around: &Surroundings<'_>,
     stats: &mut RewriteStats,
-) -> Result<(), RewriteError> {
+) -> Result<Vec<Renamed>, RewriteError> {
     let has_loops = function.all_inst_iter().any(|instruction| instruction.class.opcode == Op::LoopMerge);
     if !has_loops {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let graph = Graph::of(function);
     let loops = graph.loops(function);
     let counted = counted(code, function, &graph, &loops, around);
     let mut users = None;
     let mut zeros = Zeros::default();
+    let mut renamed = Vec::new();
     for (each, counted) in loops.into_iter().zip(counted) {
         if counted {
             stats.counted_loops += 1;
@@ -72,11 +80,11 @@ pub(super) fn guard(
             None => {
                 let way = BackEdge { graph: &graph, of: each, inside: &inside, asks };
                 let users = users.get_or_insert_with(|| Users::of(function));
-                guard_back_edge(code, function, &way, users, &mut zeros)?;
+                guard_back_edge(code, function, &way, users, &mut zeros, &mut renamed)?;
             }
         }
     }
-    Ok(())
+    Ok(renamed)
 }
 
 /// A block that every way round passes and whose branch can leave the loop.
@@ -163,6 +171,7 @@ fn guard_back_edge(
     way: &BackEdge<'_>,
     users: &mut Users,
     zeros: &mut Zeros,
+    renamed: &mut Vec<Renamed>,
 ) -> Result<(), RewriteError> {
     let of = way.of;
     let label = |function: &Function, block: usize| function.blocks[block].label_id().unwrap_or_default();
@@ -171,7 +180,7 @@ fn guard_back_edge(
     if branch.class.opcode != Op::Branch {
         return Err(code.unsupported(branch, "its loop has no exit that a poisoned invocation could take"));
     }
-    close_values(code, function, way, users)?;
+    renamed.extend(close_values(code, function, way, users)?);
     let return_type = function.def.as_ref().and_then(|def| def.result_type);
     let blocks = &mut function.blocks;
     // The new way out brings zeros along.
@@ -343,7 +352,7 @@ fn close_values(
     function: &mut Function,
     way: &BackEdge<'_>,
     users: &mut Users,
-) -> Result<(), RewriteError> {
+) -> Result<Vec<Renamed>, RewriteError> {
     let (graph, of) = (way.graph, way.of);
     let mut may_miss = HashSet::new();
     for &block in way.inside.iter().filter(|&&block| !graph.dominates(block, of.back)) {
@@ -399,7 +408,7 @@ fn close_values(
         users.blocks.entry(id).or_default().push(of.merge);
     }
     function.blocks[of.merge].instructions.splice(0..0, phis);
-    Ok(())
+    Ok(replaced.into_iter().map(|(old, new)| Renamed { new, old }).collect())
 }
 
 /// Of each loop, whether its exit compares a counter with a bound, and no memory decides bound and step.

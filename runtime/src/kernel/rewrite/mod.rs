@@ -112,7 +112,7 @@ pub fn rewrite_within(spirv: &[u8], push_bytes: usize) -> Result<Rewritten, Rewr
     let mut code = Code::new(module);
     let function = check::entry_function(&code)?;
     let layouts = Layouts::of(&code);
-    let matrices = matrices(&code, &layouts);
+    let mut matrices = matrices(&code, &layouts);
     let scattered = matrices
         .iter()
         .filter(|(pointer, matrix)| matrix.row_major && points_to(&code, **pointer, Op::TypeVector))
@@ -122,7 +122,7 @@ pub fn rewrite_within(spirv: &[u8], push_bytes: usize) -> Result<Rewritten, Rewr
         return Err(RewriteError::NoPointers("nothing is accessed through PhysicalStorageBuffer pointers"));
     }
     let with_barriers = barriers::functions_with_barriers(&code);
-    let runs = Runs::find(&code, &layouts, push_bytes);
+    let mut runs = Runs::find(&code, &layouts, push_bytes);
 
     let replaced = entry::find_built_ins(&code)?;
     let size = entry::workgroup_size(&mut code, function)?;
@@ -138,7 +138,10 @@ pub fn rewrite_within(spirv: &[u8], push_bytes: usize) -> Result<Rewritten, Rewr
     let mut sites = sites::Sites::of(&code);
     let result = functions.iter_mut().try_for_each(|function| {
         sites.enter(function.def_id());
-        loops::guard(&mut code, function, &around, &mut stats)?;
+        for renamed in loops::guard(&mut code, function, &around, &mut stats)? {
+            runs.rename(renamed);
+            rename_matrix(&code, &mut matrices, renamed)?;
+        }
         stats.barriers += barriers::spread_poison(&mut code, function, &linked)?;
         let known = Known { layouts: &layouts, matrices: &matrices, fixed: &fixed };
         translate(&mut code, function, known, &linked, &runs, &mut sites, &mut stats)
@@ -150,7 +153,7 @@ pub fn rewrite_within(spirv: &[u8], push_bytes: usize) -> Result<Rewritten, Rewr
 
     let all = |names: &[&str]| names.iter().map(|name| linked.function(name)).collect::<Result<HashSet<_>, _>>();
     let trusted = check::Trusted { translations: all(&TRANSLATIONS)?, again: all(&AGAIN)?, linked: &linked };
-    let matrices = self::matrices(&code, &layouts);
+    matrices.extend(self::matrices(&code, &layouts));
     check::verify(&code, own, &trusted, Known { layouts: &layouts, matrices: &matrices, fixed: &fixed })?;
     drop_unused_functions(&mut code.module);
     let bound = code.bound();
@@ -227,6 +230,25 @@ fn matrices(code: &Code, layouts: &Layouts) -> HashMap<Word, MatrixLayout> {
         }
     }
     found
+}
+
+/// Takes it that a pointer to a part of a matrix leads where another does. What is said of a matrix by its structure is lost to the
+/// device where a pointer comes from several ways: only columns whose components follow each other need nothing of it.
+fn rename_matrix(
+    code: &Code,
+    matrices: &mut HashMap<Word, MatrixLayout>,
+    renamed: loops::Renamed,
+) -> Result<(), RewriteError> {
+    let Some(&matrix) = matrices.get(&renamed.old) else { return Ok(()) };
+    if matrix.row_major || !points_to(code, renamed.old, Op::TypeVector) {
+        return Err(RewriteError::Module(
+            "a pointer to a matrix, or to a column of a row-major one, is made in a loop without an exit on every way \
+             round and used after it; keep a pointer to the structure instead"
+                .into(),
+        ));
+    }
+    matrices.insert(renamed.new, matrix);
+    Ok(())
 }
 
 fn follow(

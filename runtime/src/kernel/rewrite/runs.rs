@@ -9,6 +9,7 @@ use super::code::Code;
 use super::flow;
 use super::layout::Layouts;
 use super::link::Linked;
+use super::loops::Renamed;
 use crate::device::layout::{LAUNCH_BYTES, RUN_BYTES};
 use rspirv::dr::{Instruction, Operand};
 use rspirv::spirv::{Decoration, Op, StorageClass, Word};
@@ -78,6 +79,13 @@ impl Runs {
     /// The run that a pointer most likely points into.
     pub(super) fn of_pointer(&self, pointer: Word) -> Option<Guess> {
         self.by_pointer.get(&pointer).copied()
+    }
+
+    /// Takes it that a pointer leads where another does.
+    pub(super) fn rename(&mut self, renamed: Renamed) {
+        if let Some(guess) = self.of_pointer(renamed.old) {
+            self.by_pointer.insert(renamed.new, guess);
+        }
     }
 
     /// Chooses runs for a kernel that may have `push_bytes` of push constants; to be asked before the library is linked.
