@@ -144,24 +144,36 @@ uint64_t link_near_begin_write(const uint64_t va, const uint bytes, const uint64
 }
 
 // Accesses on the page of one before them, which was translated to what `known` is as far from as `va` is from that one's address. While
-// a replayed dispatch runs no page is taken away. Live, one may have been.
-uint64_t link_again_read(const uint64_t va, const uint64_t known) {
-    if (vksvm_is_live_()) return vksvm_read(va);
-    return known;
+// a replayed dispatch runs no page is taken away. Live, one may have been. That both are on one page the alignment says that the shader
+// promises; `distance` bytes back is the one before, and if a page ends between them after all, the later is translated by itself.
+bool link_page_ends_(const uint64_t va, const uint distance) {
+    return !vksvm_is_direct_() && ((uint(va) ^ (uint(va) - distance)) >> VKSVM_PAGE_SHIFT) != 0u;
+}
+// Whether what is known may be used. Where a run is all there is, `va` may be no address to translate: there it misses.
+bool link_is_known_(const uint64_t va, const uint distance) {
+    if (vksvm_is_live_()) return false;
+    bool ends = link_page_ends_(va, distance);
+    if (!link_is_whole_()) return !ends;
+    vksvm_poisoned_ = vksvm_poisoned_ || ends;
+    return true;
+}
+uint64_t link_again_read(const uint64_t va, const uint64_t known, const uint distance) {
+    if (!link_is_known_(va, distance)) return vksvm_read(va);
+    return link_is_whole_() && link_page_ends_(va, distance) ? vksvm_sink_(va, false) : known;
 }
 // The one before was a store or an atomic: in a probe it went to the sink, and so it did if the invocation was poisoned.
-uint64_t link_again_read_stored(const uint64_t va, const uint64_t known) {
-    if (vksvm_is_live_() || (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u) return vksvm_read(va);
+uint64_t link_again_read_stored(const uint64_t va, const uint64_t known, const uint distance) {
+    if (!link_is_known_(va, distance) || (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u) return vksvm_read(va);
     return vksvm_poisoned() ? vksvm_sink_(va, false) : known;
 }
 // An invocation that was poisoned since then must store nothing. In a probe, nothing was stored before either.
-uint64_t link_again_write(const uint64_t va, const uint64_t known) {
-    if (vksvm_is_live_()) return vksvm_write(va);
+uint64_t link_again_write(const uint64_t va, const uint64_t known, const uint distance) {
+    if (!link_is_known_(va, distance)) return vksvm_write(va);
     return vksvm_poisoned() ? vksvm_sink_(va, true) : known;
 }
 // In a probe, what an atomic finds must be what is there.
-uint64_t link_again_atomic(const uint64_t va, const uint64_t known) {
-    if (vksvm_is_live_() || (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u) return vksvm_atomic(va);
+uint64_t link_again_atomic(const uint64_t va, const uint64_t known, const uint distance) {
+    if (!link_is_known_(va, distance) || (vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u) return vksvm_atomic(va);
     return vksvm_poisoned() ? vksvm_sink_(va, true) : known;
 }
 
@@ -205,7 +217,7 @@ void main() {
     all += link_near_read_object(all, 8u, all, all, all) + link_near_begin_write(all, 8u, all, all, all);
     all += link_own_read(all, all, all, all) + link_own_write(all, all, all, all);
     all += link_own_read_object(all, 8u, all, all, all) + link_own_begin_write(all, 8u, all, all, all);
-    all += link_again_read(all, all) + link_again_read_stored(all, all) + link_again_write(all, all);
-    all += link_again_atomic(all, all) + link_hoisted_read(all, link_peek_read(all));
+    all += link_again_read(all, all, 8u) + link_again_read_stored(all, all, 8u) + link_again_write(all, all, 8u);
+    all += link_again_atomic(all, all, 8u) + link_hoisted_read(all, link_peek_read(all));
     link_end();
 }

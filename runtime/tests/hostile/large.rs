@@ -36,6 +36,7 @@ pub(crate) const KINDS: [(&str, Make); 24] = [
     ("large objects stored", large_objects),
     ("variables for one built-in", built_ins),
     ("entry points", entry_points),
+    ("indices on indices", indices),
     ("names", |count| kernel(|k| (0..count).for_each(|at| k.b.name(k.main, format!("name {at}"))))),
     ("a type that holds itself", |_| holds_itself()),
 ];
@@ -316,6 +317,19 @@ fn arguments(count: u32) -> Vec<u8> {
         for _ in 0..count {
             sum = k.b.i_add(k.ulong, None, sum, sum).unwrap();
         }
+    })
+}
+
+/// A pointer to an element, taken for one to an array, of which an element is pointed to, over and over.
+fn indices(count: u32) -> Vec<u8> {
+    kernel(|k| {
+        let index = k.load_at(0);
+        let zero = k.number(0);
+        for _ in 0..count {
+            let at = k.b.access_chain(k.word, None, k.array, [zero, index]).unwrap();
+            k.array = k.b.bitcast(k.words, None, at).unwrap();
+        }
+        k.load_at(0);
     })
 }
 

@@ -255,7 +255,8 @@ impl Translator<'_> {
                 let distance = self.code.long(covered.distance);
                 known = self.emit(out, Op::IAdd, ulong, [known, distance].map(Operand::IdRef).to_vec());
             }
-            let operands = [self.linked.function(covered.function)?, address, known].map(Operand::IdRef);
+            let distance = self.code.constant(covered.distance as u32);
+            let operands = [self.linked.function(covered.function)?, address, known, distance].map(Operand::IdRef);
             return Ok(self.emit(out, Op::FunctionCall, ulong, operands.to_vec()));
         }
         let own = self.addresses.get(place.pointer).1 == span.offset;

@@ -267,8 +267,10 @@ impl<'a> Proof<'a> {
             return false;
         };
         match arguments {
-            [Operand::IdRef(va), Operand::IdRef(before)] if self.trusted.again.contains(function) => {
-                offset < PAGE && self.is_beside(address, *va, *before)
+            [Operand::IdRef(va), Operand::IdRef(before), Operand::IdRef(distance)]
+                if self.trusted.again.contains(function) =>
+            {
+                offset < PAGE && self.is_beside(address, *va, *before, *distance)
             }
             [Operand::IdRef(va), Operand::IdRef(peeked)] if *function == self.hoisted => {
                 offset < PAGE && self.is_peek_of(*va, *peeked)
@@ -291,8 +293,8 @@ impl<'a> Proof<'a> {
     }
 
     /// Whether `before` is as far from what a translation returned as `va` is from what that was asked for, and alignment says that no page
-    /// ends between them; `again` is the address that is made of it.
-    fn is_beside(&self, again: Word, va: Word, before: Word) -> bool {
+    /// ends between them; the library is told that distance and `again` is the address that is made of it.
+    fn is_beside(&self, again: Word, va: Word, before: Word, told: Word) -> bool {
         let (translated, distance) = match self.operands(before, Op::IAdd) {
             Some([Operand::IdRef(base), Operand::IdRef(more)]) => match long(self.code, *more) {
                 Some(distance) => (*base, distance),
@@ -314,6 +316,7 @@ impl<'a> Proof<'a> {
         (whole || hoisted)
             && key == of
             && offset.wrapping_sub(from) == distance
+            && self.code.constant_value(told) == Some(distance as u32)
             && (distance < promised(translated) || distance.wrapping_neg() < promised(again))
     }
 }

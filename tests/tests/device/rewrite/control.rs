@@ -5,6 +5,12 @@ use crate::plain;
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
+        case(plain!("used_after_loop"), 2, |s, d| {
+            for i in 0..N {
+                let [two, four, six] = [2, 4, 6].map(|k| d[8 * i + k]);
+                d[8 * i + 6] = s[i].wrapping_add(two).wrapping_add(four).wrapping_add(six);
+            }
+        }),
         case(plain!("reduction"), 2, |s, d| {
             for g in 0..N.div_ceil(32) {
                 d[g] = (32 * g..(32 * g + 32).min(N)).fold(0u32, |x, i| x.wrapping_add(s[8 * i]));

@@ -33,6 +33,26 @@ pub(super) fn cases() -> Vec<Case> {
                 }
             })
         },
+        Case {
+            idempotent: true,
+            ..case(plain!("again_backwards"), 2, |s, d| {
+                for t in (0..N).map(|i| 4 * i) {
+                    d[t] = s[t + 1].wrapping_mul(3).wrapping_add(s[t]);
+                    d[t + 1] = s[t + 2];
+                }
+            })
+        },
+        Case {
+            idempotent: true,
+            ..case(plain!("again_less_aligned"), 4, |s, d| {
+                for t in (0..N).map(|i| 4 * i + 2) {
+                    d[t] = s[t].wrapping_add(1);
+                    d[t + 1] = s[t + 1].wrapping_add(d[t]);
+                    d[t + 3] = s[t + 3].wrapping_add(2);
+                    d[t + 2] = s[t + 2].wrapping_add(d[t + 3]);
+                }
+            })
+        },
         case(plain!("again_barrier"), 2, |s, d| {
             for i in (0..1024).step_by(2) {
                 let (x, y) = (d[i], d[i + 1]);
