@@ -5,6 +5,7 @@ mod background;
 pub mod copy;
 mod foreign;
 pub mod heap;
+mod lacking;
 pub mod ops;
 pub mod pages;
 pub mod space;

@@ -18,6 +18,7 @@
 
 use super::background::Background;
 use super::heap::{HeapError, PageSource};
+use super::lacking::Lacking;
 use super::pages::{DeviceNumber, PageInfo, PageRecords, PageState, PagesGuard, PinnedBy};
 use super::state::{self, Touch};
 use super::thrash::ThrashWatch;
@@ -32,9 +33,10 @@ use crate::rank::{Rank, RankedMutex, RankedRwLock};
 use crate::track::{CpuFault, FaultHandler, FaultOutcome, ForeignChange, Protection, TrackError, Tracker};
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::io::ErrorKind;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The home side of memory: the two views and the page records. Shared by the address space and by mirrors, so that a
 /// mirror can bring pages home without knowing the address space.
@@ -73,8 +75,7 @@ pub struct AddressSpace {
     trespassed: Mutex<Vec<PageRange>>,
     /// Pages on which an access was refused. A leaf.
     refused: Mutex<BTreeSet<PageIndex>>,
-    /// CPU faults that were not resolved since the last that was, for want of something.
-    lacking: AtomicU32,
+    lacking: Lacking,
 }
 
 /// A CPU fault that could not be resolved.
@@ -90,12 +91,19 @@ impl Unresolved {
     fn would_block(&self) -> bool {
         matches!(self, Self::Device(error) if error.is_would_block())
     }
+
+    /// Whether something was lacking that may be there later.
+    fn may_pass(&self) -> bool {
+        let Self::Track(TrackError { source, .. }) = self else { return false };
+        matches!(
+            source.kind(),
+            ErrorKind::OutOfMemory | ErrorKind::StorageFull | ErrorKind::WouldBlock | ErrorKind::Interrupted
+        )
+    }
 }
 
 /// The longest that a CPU fault is put off before it is looked at again.
 const ASK_AGAIN: Duration = Duration::from_micros(250);
-/// CPU faults that fail one after the other, each [`ASK_AGAIN`] after the last, before one is refused: a second or so.
-const MOST_TRIES: u32 = 4000;
 
 /// Hands CPU faults to the address space, without keeping it alive.
 struct CpuFaults(Weak<AddressSpace>);
@@ -154,7 +162,7 @@ impl AddressSpace {
             cpu_faults: RwLock::new(()),
             trespassed: Mutex::new(Vec::new()),
             refused: Mutex::default(),
-            lacking: AtomicU32::new(0),
+            lacking: Lacking::new(),
         });
         tracker.start(Arc::new(CpuFaults(Arc::downgrade(&space))))?;
         Ok(space)
@@ -304,15 +312,16 @@ impl AddressSpace {
         }
         match resolved {
             Ok(()) => {
-                if self.lacking.load(Ordering::Relaxed) > 0 {
-                    self.lacking.store(0, Ordering::Relaxed);
-                }
+                self.lacking.ended(fault.page);
                 Some(FaultOutcome::Resolved)
             }
             Err(error) if error.would_block() => None,
             // An access cannot be told that memory is short: it waits a while for some, as it would in the kernel.
-            Err(_) if self.lacking.fetch_add(1, Ordering::Relaxed) < MOST_TRIES => Some(FaultOutcome::Later(ASK_AGAIN)),
+            Err(error) if error.may_pass() && self.lacking.puts_off(fault.page, Instant::now()) => {
+                Some(FaultOutcome::Later(ASK_AGAIN))
+            }
             Err(error) => {
+                self.lacking.ended(fault.page);
                 tracing::error!(page = fault.page.0, access = %fault.access, "CPU fault not resolved: {error}");
                 Some(FaultOutcome::Refused)
             }
