@@ -23,6 +23,7 @@ use super::coalesce::{PageFault, deduplicate, spans};
 use super::contents::Contents;
 use super::evict::Eviction;
 use super::mirror::{CopyList, DeviceMirror};
+use super::place::Sparse;
 use super::steps::Action;
 use crate::addr::{Access, PageIndex, PageRange};
 use crate::device::DeviceError;
@@ -116,8 +117,8 @@ pub struct Service {
     pub(super) guards: Guards,
     /// Where pages are to be for which nothing says otherwise.
     pub(super) habit: Habit,
-    /// Pages that were placed at home for being read here and there, and whether a launch has passed since.
-    pub(super) sparse: Vec<(PageIndex, bool)>,
+    /// Pages that were placed at home for being read here and there.
+    pub(super) sparse: Vec<Sparse>,
     /// Whether what is serviced comes to the device because the program said so.
     pub(super) moving: bool,
     pub(super) followed: Followed,

@@ -5,7 +5,7 @@
 
 use super::batch::{Part, count_of, extend_runs, pages_of};
 use super::fault::{Service, ServiceError};
-use crate::addr::{Access, PageRange};
+use crate::addr::{Access, PageIndex, PageRange};
 use crate::device::layout::pte;
 use crate::mm::pages::{PageInfo, PageState};
 use crate::mm::state::{Placement, evicted, sheds};
@@ -14,8 +14,19 @@ use crate::policy::{Wanted, is_sparse, placement};
 
 /// The most pages that are followed for having been read here and there.
 const MOST_SPARSE: usize = 1 << 16;
+/// Launches without a use after which a page is followed no more: it stays at home.
+const MOST_IDLE: u8 = 4;
 /// Fewest pages that are worth a call to fill the runtime's mapping in.
 const POPULATED: u32 = 8;
+
+/// A page that is at home because little was read around it.
+pub(super) struct Sparse {
+    page: PageIndex,
+    /// Whether the launch that it was placed for has used it.
+    launched: bool,
+    /// Launches since it was last used.
+    idle: u8,
+}
 
 impl Service {
     /// Pages that were placed at home because they looked as if little of them were read, once, and that later launches used as well, are taken from
@@ -29,7 +40,7 @@ impl Service {
         let _gate = mirror.close_gate();
         let mut state = mirror.lock();
         let mut again = 0;
-        self.sparse.retain_mut(|(page, launched)| {
+        self.sparse.retain_mut(|Sparse { page, launched, idle }| {
             let entry = state.table.load(*page);
             if entry & (pte::VALID | pte::HOME) != pte::VALID | pte::HOME {
                 return false;
@@ -44,7 +55,8 @@ impl Service {
                 again += 1;
                 return false;
             }
-            true
+            *idle = if used { 0 } else { *idle + 1 };
+            *idle < MOST_IDLE
         });
         Counters::add(&mirror.counters.pages_sparse_again, again);
     }
@@ -80,7 +92,7 @@ impl Service {
                     if mirror.home_address(state, page).is_some() {
                         *chosen = Placement::Remote;
                         if sparse && !pinned {
-                            self.sparse.push((page, false));
+                            self.sparse.push(Sparse { page, launched: false, idle: 0 });
                         }
                     }
                 }
