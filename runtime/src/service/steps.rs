@@ -286,7 +286,13 @@ impl Service {
             let last = part.ends.then_some(part.vma.range.end);
             let permitted = part.vma.permission() == Permission::ReadWrite;
             for page in part.span.pages.iter() {
-                let (asked, action) = (self.access[index], self.actions[index]);
+                let (asked, mut action) = (self.access[index], self.actions[index]);
+                if let Action::Home(address) = action
+                    && self.mirror.home_address(state, page) != Some(address)
+                {
+                    // Other memory of its window was given back since the plan was made, and with it the window. The next round finds the new one.
+                    action = Action::Busy;
+                }
                 let write = asked == Some(Access::Write);
                 let (becomes, writable) = commit(pages.state(page), own, write, self.placements[index]);
                 index += 1;
