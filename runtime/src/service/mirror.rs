@@ -464,12 +464,14 @@ impl DeviceMirror {
     }
 
     /// The locks, after a shootdown of what `lists` holds. While a kernel runs others may take pages away meanwhile, so that they share the
-    /// grace period; the gate stays open then.
+    /// grace period. The gate stays open then, unless more than those pages is to be taken away (`closed`): the live pass may have ended while
+    /// this waited, and a dispatch of replay mode have begun, which goes by the gate alone.
     fn shoot_down<'m>(
         &'m self,
         (gate, state): (GateGuard<'m>, RankedMutexGuard<'m, MirrorState>),
         lists: &Lists,
         pages: PageRange,
+        closed: bool,
     ) -> (Option<GateGuard<'m>>, RankedMutexGuard<'m, MirrorState>, Option<Flight<'m>>) {
         if lists.taken.is_empty() || !self.epochs.running() {
             return (Some(gate), state, None);
@@ -477,7 +479,9 @@ impl DeviceMirror {
         let flight = self.flying.begin(pages);
         drop((state, gate));
         self.shootdown(lists);
-        (None, self.update.lock(), Some(flight))
+        // No live pass holds it, so this waits for dispatches of replay mode only.
+        let gate = closed.then(|| self.gate.lock());
+        (gate, self.update.lock(), Some(flight))
     }
 
     /// Carries accessed and dirty bits over to the page's record (I4).
@@ -551,8 +555,8 @@ impl DeviceMirror {
         pages.sort_unstable();
         for page in pages {
             let _page = self.home.pages.lock(PageRange::single(page));
-            let _gate = self.gate.lock();
-            let mut state = self.update.lock();
+            // What an invalidation has taken, and not brought home yet, is in its frame only.
+            let (_gate, mut state) = self.lock_for(PageRange::single(page));
             self.take_away(&mut state, PageRange::single(page), true);
             let becomes = evicted(self.home.pages.state(page), PageState::Device(self.number));
             self.home.pages.set_state(page, becomes);
@@ -580,7 +584,7 @@ impl MirrorOps for DeviceMirror {
             }
         };
         // The flight ends first, the lock still held.
-        let (_gate, mut state, _flight) = self.shoot_down((gate, state), &lists, info.pages);
+        let (_gate, mut state, _flight) = self.shoot_down((gate, state), &lists, info.pages, what == LetGo::Drop);
         match what {
             LetGo::Downgrade => self.end_downgrade(&mut state, lists),
             LetGo::BringHome => self.end_taking(&mut state, lists, true),
