@@ -4,6 +4,8 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+use vksvm::addr::VirtAddr;
+use vksvm::policy::Granule;
 use vksvm::{FaultMode, Hint, Kernel, Location, Mapping, Permission, Svm, ThrashOptions, ThrashPolicy};
 use vksvm_tests::{moving, spirv, with};
 
@@ -198,20 +200,26 @@ fn pages_that_prefer_a_device_are_never_pinned_at_home() {
         // SAFETY: as above.
         let running = unsafe { launch.value(PAGE as u32).value(1u32).value(u32::MAX).value(50u32).submit_unscoped() };
         let running = running.unwrap();
-        let (end, mut cpu) = (Instant::now() + Duration::from_secs(1), 0u32);
+        let space = svm.address_space();
+        let first = space.home().views.page_of(VirtAddr(words.as_ptr() as u64)).unwrap();
+        let granule = Granule::of(first);
+        let (end, mut cpu, mut pinned) = (Instant::now() + Duration::from_secs(1), 0u32, false);
         while Instant::now() < end {
             word(&words, 64).fetch_add(1, Ordering::Relaxed);
             cpu += 1;
+            // Pins last long enough to be seen.
+            pinned |= space.thrash().granule(granule).is_pinned();
         }
         word(&stop, 0).store(1, Ordering::Relaxed);
         running.wait().unwrap();
         let stats = svm.stats();
         println!(
-            "prefers its device: {prefers}; {} pins, {} throttles, {} bounces",
+            "prefers its device: {prefers}, was pinned: {pinned}; {} pins, {} throttles, {} bounces",
             stats.pins, stats.throttles, stats.bounces
         );
         assert_eq!(word(&words, 64).load(Ordering::Relaxed), cpu);
         assert_eq!(word(&words, 0).load(Ordering::Relaxed), word(&results, 0).load(Ordering::Relaxed));
-        assert!(!prefers || stats.pins == 0, "{stats}");
+        // Others may be pinned: nothing was said of those with the kernel's other arguments.
+        assert!(!prefers || !pinned, "{stats}");
     }
 }
