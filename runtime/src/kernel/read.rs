@@ -182,6 +182,8 @@ impl Reader {
 
 /// The instruction set that says where shaders' instructions come from, and its instructions.
 const DEBUG_SET: &str = "NonSemantic.Shader.DebugInfo.100";
+/// Lets instructions of such a set, and no others, name what comes later.
+const FORWARD_REFERENCES: &str = "SPV_KHR_relaxed_extended_instruction";
 const DEBUG_SOURCE: u32 = 35;
 const DEBUG_LINE: u32 = 103;
 const DEBUG_NO_LINE: u32 = 104;
@@ -209,15 +211,20 @@ impl Consumer for Reader {
                 }
                 ParseAction::Continue
             }
-            (Op::ExtInst, Some(Operand::IdRef(set))) if self.nonsemantic.contains(set) => match self.line(&instruction)
+            (Op::ExtInst | Op::ExtInstWithForwardRefsKHR, Some(Operand::IdRef(set)))
+                if self.nonsemantic.contains(set) =>
             {
-                Some(line) => self.loader.consume_instruction(line),
-                None => ParseAction::Continue,
-            },
+                match self.line(&instruction) {
+                    Some(line) => self.loader.consume_instruction(line),
+                    None => ParseAction::Continue,
+                }
+            }
             (Op::Constant, Some(&Operand::LiteralBit32(value))) if self.debug.is_some() => {
                 self.constants.extend(instruction.result_id.map(|id| (id, value)));
                 self.loader.consume_instruction(instruction)
             }
+            // Only such instructions need it.
+            (Op::Extension, Some(Operand::LiteralString(name))) if name == FORWARD_REFERENCES => ParseAction::Continue,
             _ => self.loader.consume_instruction(instruction),
         }
     }

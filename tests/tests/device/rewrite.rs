@@ -8,6 +8,7 @@ mod memory;
 mod pointers;
 mod random;
 mod reuse;
+mod slang;
 mod waits;
 
 use corpus::{Case, Extent};
@@ -77,6 +78,16 @@ fn translations_are_reused_with_few_frames() {
 #[test]
 fn translations_are_reused_live_only_while_no_page_can_go() {
     live(&reuse::cases());
+}
+
+#[test]
+fn what_slang_compiles_runs() {
+    slang::cases().iter().for_each(|cases| roomy(cases));
+}
+
+#[test]
+fn what_slang_compiles_runs_live() {
+    slang::cases().iter().for_each(|cases| live(cases));
 }
 
 #[test]
