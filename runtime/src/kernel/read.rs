@@ -29,6 +29,9 @@ pub(super) fn read(spirv: &[u8]) -> Result<(Vec<u32>, Module), String> {
     Parser::new(bytemuck::cast_slice(&words), &mut consumer).parse().map_err(|state| state.to_string())?;
     let mut module = consumer.loader.module();
     module.execution_modes.append(&mut consumer.execution_mode_ids);
+    module.debug_names.retain(|name| {
+        name.operands.first().and_then(Operand::id_ref_any).is_none_or(|id| !consumer.left_out.contains(&id))
+    });
     check_ids(&module)?;
     check_types(&module)?;
     Ok((words, module))
@@ -138,6 +141,8 @@ struct Reader {
     /// Its sources' file names, and the values of constants.
     files: HashMap<Word, Word>,
     constants: HashMap<Word, u32>,
+    /// Ids of instructions that are left out; they may have names.
+    left_out: HashSet<Word>,
 }
 
 impl Reader {
@@ -146,6 +151,7 @@ impl Reader {
             loader: Loader::new(),
             execution_mode_ids: Vec::new(),
             nonsemantic: HashSet::new(),
+            left_out: HashSet::new(),
             debug: None,
             files: HashMap::new(),
             constants: HashMap::new(),
@@ -206,6 +212,7 @@ impl Consumer for Reader {
             }
             (Op::ExtInstImport, Some(Operand::LiteralString(name))) if name.starts_with("NonSemantic.") => {
                 self.nonsemantic.extend(instruction.result_id);
+                self.left_out.extend(instruction.result_id);
                 if name == DEBUG_SET {
                     self.debug = instruction.result_id;
                 }
@@ -214,6 +221,7 @@ impl Consumer for Reader {
             (Op::ExtInst | Op::ExtInstWithForwardRefsKHR, Some(Operand::IdRef(set)))
                 if self.nonsemantic.contains(set) =>
             {
+                self.left_out.extend(instruction.result_id);
                 match self.line(&instruction) {
                     Some(line) => self.loader.consume_instruction(line),
                     None => ParseAction::Continue,

@@ -13,7 +13,7 @@ use rspirv::spirv::{
 type Make = fn(u32) -> Vec<u8>;
 
 /// What there is much of, and how to make so much of it.
-pub(crate) const KINDS: [(&str, Make); 24] = [
+pub(crate) const KINDS: [(&str, Make); 25] = [
     ("loads of one address", |count| kernel(|k| (0..count).for_each(|_| _ = k.load_at(0)))),
     ("loads of neighbours", |count| kernel(|k| (0..count).for_each(|at| _ = k.load_at(at % 60)))),
     ("loads of other addresses", |count| kernel(|k| (0..count).for_each(|at| _ = k.load_at(at)))),

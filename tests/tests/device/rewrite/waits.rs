@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use vksvm::{FaultMode, ThrashOptions, ThrashPolicy};
-use vksvm_tests::{spirv, with};
+use vksvm_tests::{moving, spirv};
 
 const TURNS: u32 = 20;
 /// All in one subgroup: others might not start before it is done waiting.
@@ -25,7 +25,7 @@ fn what_is_done_to_an_object_after_a_wait_is_done_where_its_page_is_then() {
     // The policy would keep the pages from being taken.
     let thrash = ThrashOptions { policy: ThrashPolicy::Off, ..ThrashOptions::default() };
     let limit = Duration::from_secs(100);
-    let svm = with(|builder| builder.fault_mode(FaultMode::Live).thrash(thrash).time_limit(limit));
+    let svm = moving(|builder| builder.fault_mode(FaultMode::Live).thrash(thrash).time_limit(limit));
     assert!(svm.info().fault_mode.starts_with("live"), "{}", svm.info().fault_mode);
     let heap = svm.heap();
     let mut stored = heap.vec_zeroed::<[u32; 1024]>(1).unwrap();
