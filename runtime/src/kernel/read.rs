@@ -188,8 +188,8 @@ impl Reader {
 
 /// The instruction set that says where shaders' instructions come from, and its instructions.
 const DEBUG_SET: &str = "NonSemantic.Shader.DebugInfo.100";
-/// Lets instructions of such a set, and no others, name what comes later.
-const FORWARD_REFERENCES: &str = "SPV_KHR_relaxed_extended_instruction";
+/// What such instructions, and no others, need: that there are any, and that they name what comes later.
+const DEBUG_EXTENSIONS: [&str; 2] = ["SPV_KHR_non_semantic_info", "SPV_KHR_relaxed_extended_instruction"];
 const DEBUG_SOURCE: u32 = 35;
 const DEBUG_LINE: u32 = 103;
 const DEBUG_NO_LINE: u32 = 104;
@@ -231,8 +231,9 @@ impl Consumer for Reader {
                 self.constants.extend(instruction.result_id.map(|id| (id, value)));
                 self.loader.consume_instruction(instruction)
             }
-            // Only such instructions need it.
-            (Op::Extension, Some(Operand::LiteralString(name))) if name == FORWARD_REFERENCES => ParseAction::Continue,
+            (Op::Extension, Some(Operand::LiteralString(name))) if DEBUG_EXTENSIONS.contains(&&**name) => {
+                ParseAction::Continue
+            }
             _ => self.loader.consume_instruction(instruction),
         }
     }
