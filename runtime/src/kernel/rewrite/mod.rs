@@ -29,6 +29,7 @@ mod layout;
 mod link;
 mod loops;
 mod operands;
+mod order;
 mod push;
 mod replay;
 mod runs;
@@ -108,6 +109,7 @@ pub fn rewrite(spirv: &[u8]) -> Result<Rewritten, RewriteError> {
 /// As [`rewrite`].
 pub fn rewrite_within(spirv: &[u8], push_bytes: usize) -> Result<Rewritten, RewriteError> {
     let (words, module) = read(spirv).map_err(RewriteError::Malformed)?;
+    order::check(&module).map_err(RewriteError::Malformed)?;
     let mut stats = RewriteStats { words_in: words.len(), ..RewriteStats::default() };
     let mut code = Code::new(module);
     let function = check::entry_function(&code)?;

@@ -255,6 +255,33 @@ fn truncated_modules_are_refused() {
     }
 }
 
+#[test]
+fn a_value_that_is_used_before_it_is_computed_is_refused_as_damage() {
+    let words = words_of(LIST);
+    let all = instructions(&words);
+    // A load of what a later access chain makes.
+    let chains = || all.iter().filter(|(opcode, _)| *opcode == Op::AccessChain as u32).map(|(_, words)| words[2]);
+    let last = chains().last().unwrap();
+    let load = all.iter().position(|(opcode, words)| *opcode == Op::Load as u32 && words.len() > 4).unwrap();
+    assert!(all[load].1[3] != last);
+    let damaged: Vec<u32> = all
+        .iter()
+        .enumerate()
+        .flat_map(|(at, (_, words))| {
+            let mut words = words.to_vec();
+            if at == load {
+                words[3] = last;
+            }
+            words
+        })
+        .collect();
+
+    let error = rewrite(&bytes(&[&words[..5], &damaged].concat())).unwrap_err();
+
+    assert!(matches!(&error, RewriteError::Malformed(_)), "{error}");
+    assert!(error.to_string().contains(&format!("OpLoad uses id {last}, which is not computed")), "{error}");
+}
+
 /// A kernel that walks a list and leaves it only on some ways through the loop, with a pointer and with a structure
 /// that holds pointers: types without a null constant.
 fn list_with_a_rare_way_out() -> Vec<u8> {
