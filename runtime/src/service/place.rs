@@ -83,7 +83,9 @@ impl Service {
                 let PageInfo { state: now, pinned_home: pinned, faults, .. } = home.pages.info(page);
                 let wanted =
                     Wanted { device: mirror.number(), access, state: now, pinned, advice, moving: self.moving };
-                let reads_zeros = access != Some(Access::Write) && now == PageState::Cpu;
+                // Also what is mapped to the zero frame already, ahead of a fault that was on its way.
+                let clean = matches!(now, PageState::Cpu | PageState::Shared);
+                let reads_zeros = access != Some(Access::Write) && clean;
                 let empty = reads_zeros && !self.contents.has(&home.pages, page);
                 let habit = if empty { Placement::Copy } else { self.habit.placement };
                 let sparse = !empty && is_sparse(wanted, alone, faults);

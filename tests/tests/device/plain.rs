@@ -128,7 +128,7 @@ fn launches_of_a_scope_run_in_order_and_end_with_it() {
 
 #[test]
 fn a_page_nobody_wrote_reads_as_zero_on_the_device_and_takes_no_frame() {
-    let svm = moving(|builder| builder);
+    let svm = open();
     let pages = 64u32;
     let data = svm.heap().vec_with_capacity::<u32>(pages as usize * 1024).unwrap();
     let mut out = svm.heap().vec_from_slice(&[7u32]).unwrap();
