@@ -43,9 +43,8 @@ fn check_function(places: &mut HashMap<Word, Place>, number: usize, function: &F
                 // A value of a phi is used where its way comes from.
                 let parent = || instruction.operands.get(index + 1)?.id_ref_any();
                 let user = if phi { parent().and_then(|label| graph.index.get(&label).copied()) } else { Some(here) };
-                let reachable = user.is_some_and(|user| graph.reachable(user));
-                let dominates = user.is_some_and(|user| !reachable || graph.dominates(place.block, user));
-                if place.function != number || !dominates || !(place.passed || phi) {
+                let before = |user: usize| !graph.reachable(user) || graph.dominates(place.block, user);
+                if place.function != number || !(place.passed || phi) || !user.is_some_and(before) {
                     return Err(format!(
                         "Op{} uses id {id}, which is not computed on every way there",
                         instruction.class.opname
