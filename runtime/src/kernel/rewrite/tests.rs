@@ -261,7 +261,7 @@ fn a_value_that_is_used_before_it_is_computed_is_refused_as_damage() {
     let all = instructions(&words);
     // A load of what a later access chain makes.
     let chains = || all.iter().filter(|(opcode, _)| *opcode == Op::AccessChain as u32).map(|(_, words)| words[2]);
-    let last = chains().last().unwrap();
+    let last = chains().next_back().unwrap();
     let load = all.iter().position(|(opcode, words)| *opcode == Op::Load as u32 && words.len() > 4).unwrap();
     assert!(all[load].1[3] != last);
     let damaged: Vec<u32> = all
