@@ -124,6 +124,15 @@ impl Suite {
         self.open(|builder| options(builder.placement(Placement::Copy)))
     }
 
+    /// Measures with the default placement, which `vksvm` chooses by trials on the device and says in `info`, then with pages that move to the device.
+    pub(crate) fn open_both(&mut self, measure: fn(&mut Self, &Svm, &str) -> Result<()>) -> Result<()> {
+        let svm = self.open(|builder| builder)?;
+        measure(self, &svm, "default placement")?;
+        drop(svm);
+        let svm = self.open_moving(|builder| builder)?;
+        measure(self, &svm, "placement copy")
+    }
+
     /// Whether `case` is among those asked for.
     pub(crate) fn wants(&self, case: &str) -> bool {
         self.case.as_deref().is_none_or(|wanted| case.contains(wanted))

@@ -19,11 +19,7 @@ const PIECE: usize = 1 << 20;
 const RING: usize = 3;
 
 pub(super) fn run(suite: &mut Suite) -> Result<()> {
-    let svm = suite.open(|builder| builder)?;
-    measure(suite, &svm, "default placement")?;
-    drop(svm);
-    let svm = suite.open_moving(|builder| builder)?;
-    measure(suite, &svm, "placement copy")
+    suite.open_both(measure)
 }
 
 fn measure(suite: &mut Suite, svm: &Svm, placement: &str) -> Result<()> {

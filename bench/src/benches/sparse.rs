@@ -20,12 +20,7 @@ const ROUNDS: u32 = 7;
 const WORDS: usize = 1024;
 
 pub(super) fn run(suite: &mut Suite) -> Result<()> {
-    let svm = suite.open(|builder| builder)?;
-    // Which it is stands in `info`; other devices copy by default as well.
-    measure(suite, &svm, "default placement")?;
-    drop(svm);
-    let svm = suite.open_moving(|builder| builder)?;
-    measure(suite, &svm, "placement copy")
+    suite.open_both(measure)
 }
 
 fn measure(suite: &mut Suite, svm: &Svm, placement: &str) -> Result<()> {

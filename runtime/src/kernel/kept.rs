@@ -97,40 +97,11 @@ impl Made {
             to.number(u64::from(run.argument));
             to.number(u64::from(run.write) | u64::from(run.own) << 1);
         }
-        let RewriteStats {
-            loads,
-            stores,
-            atomics,
-            translations,
-            runs,
-            merged,
-            covered,
-            hoisted,
-            guarded_loops,
-            counted_loops,
-            barriers,
-            replay,
-            words_in,
-            words_out,
-        } = self.stats;
-        for count in [
-            loads,
-            stores,
-            atomics,
-            translations,
-            runs,
-            merged,
-            covered,
-            hoisted,
-            guarded_loops,
-            counted_loops,
-            barriers,
-        ] {
-            to.number(u64::from(count));
-        }
-        to.number(Replay::ALL.iter().position(|&one| one == replay).unwrap_or_default() as u64);
-        to.number(words_in as u64);
-        to.number(words_out as u64);
+        let mut stats = self.stats;
+        stats.counts().into_iter().for_each(|&mut count| to.number(u64::from(count)));
+        to.number(Replay::ALL.iter().position(|&one| one == stats.replay).unwrap_or_default() as u64);
+        to.number(stats.words_in as u64);
+        to.number(stats.words_out as u64);
         to.number(self.sites.len() as u64);
         self.sites.iter().for_each(|site| to.bytes(site.as_bytes()));
         to.0
@@ -148,22 +119,13 @@ impl Made {
                 Some(Run { argument, write: bits & 1 != 0, own: bits & 2 != 0 })
             })
             .collect::<Option<_>>()?;
-        let stats = RewriteStats {
-            loads: from.count()?,
-            stores: from.count()?,
-            atomics: from.count()?,
-            translations: from.count()?,
-            runs: from.count()?,
-            merged: from.count()?,
-            covered: from.count()?,
-            hoisted: from.count()?,
-            guarded_loops: from.count()?,
-            counted_loops: from.count()?,
-            barriers: from.count()?,
-            replay: *Replay::ALL.get(from.number()? as usize)?,
-            words_in: from.number()? as usize,
-            words_out: from.number()? as usize,
-        };
+        let mut stats = RewriteStats::default();
+        for count in stats.counts() {
+            *count = from.count()?;
+        }
+        stats.replay = *Replay::ALL.get(from.number()? as usize)?;
+        stats.words_in = from.number()? as usize;
+        stats.words_out = from.number()? as usize;
         let sites =
             (0..from.number()?).map(|_| String::from_utf8(from.bytes()?.to_vec()).ok()).collect::<Option<_>>()?;
         let runs = Runs::kept(of, arguments, strays);

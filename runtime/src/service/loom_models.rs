@@ -242,15 +242,18 @@ fn check(name: &str, preemptions: usize, rules: &[Rule], model: impl Fn(Option<R
     }
 }
 
+/// Has `work` done by another thread.
+fn beside<T: 'static>(machine: &Arc<Machine>, work: impl FnOnce(&Machine) -> T + 'static) -> thread::JoinHandle<T> {
+    let machine = machine.clone();
+    thread::spawn(move || work(&machine))
+}
+
 #[test]
 fn loom_a_page_taken_from_a_running_unit_comes_home_whole() {
     let rules = [Rule::Wait, Rule::LateBits, Rule::TranslateAgain, Rule::StoresBeforeLeaving];
     check("one unit", 3, &rules, |broken| {
         let machine = Machine::new(broken);
-        let unit = {
-            let machine = machine.clone();
-            thread::spawn(move || machine.unit(0))
-        };
+        let unit = beside(&machine, |machine| machine.unit(0));
         let home = machine.take_away(0);
         unit.join().unwrap();
         let stored = machine.pages[0].stored.load(Ordering::Relaxed);
@@ -262,14 +265,8 @@ fn loom_a_page_taken_from_a_running_unit_comes_home_whole() {
 fn loom_two_shootdowns_at_once_share_a_grace_period_or_take_turns() {
     check("two hosts", 2, &[Rule::SecondLook, Rule::Wait, Rule::LateBits], |broken| {
         let machine = Machine::new(broken);
-        let unit = {
-            let machine = machine.clone();
-            thread::spawn(move || machine.unit(0))
-        };
-        let other = {
-            let machine = machine.clone();
-            thread::spawn(move || machine.take_away(1))
-        };
+        let unit = beside(&machine, |machine| machine.unit(0));
+        let other = beside(&machine, |machine| machine.take_away(1));
         let home = machine.take_away(0);
         assert_eq!(other.join().unwrap(), 0);
         unit.join().unwrap();
@@ -281,10 +278,7 @@ fn loom_two_shootdowns_at_once_share_a_grace_period_or_take_turns() {
 fn loom_the_same_page_is_taken_twice_from_a_unit_that_goes_on() {
     check("one unit, two shootdowns", 3, &[Rule::SecondLook, Rule::Wait], |broken| {
         let machine = Machine::new(broken);
-        let unit = {
-            let machine = machine.clone();
-            thread::spawn(move || machine.unit(0))
-        };
+        let unit = beside(&machine, |machine| machine.unit(0));
         // A unit that read the epoch before the first and added itself after it is counted where the second does not look.
         let home = machine.take_away(1) + machine.take_away(0);
         unit.join().unwrap();
@@ -296,14 +290,8 @@ fn loom_the_same_page_is_taken_twice_from_a_unit_that_goes_on() {
 fn loom_who_finds_a_page_taken_finds_it_home() {
     check("two invalidations", 2, &[Rule::WaitForOthers], |broken| {
         let machine = Machine::new(broken);
-        let unit = {
-            let machine = machine.clone();
-            thread::spawn(move || machine.unit(0))
-        };
-        let other = {
-            let machine = machine.clone();
-            thread::spawn(move || machine.invalidate(0))
-        };
+        let unit = beside(&machine, |machine| machine.unit(0));
+        let other = beside(&machine, |machine| machine.invalidate(0));
         let home = machine.invalidate(0);
         assert_eq!(other.join().unwrap(), home, "what is home changes after the page was taken");
         unit.join().unwrap();

@@ -140,9 +140,18 @@ impl Kernel {
         self.b.begin_block(Some(label)).unwrap();
     }
 
+    /// Goes into a block of its own if `condition`. Its label, and the one where those who do not go there go on.
+    fn rarely(&mut self, condition: Word) -> [Word; 2] {
+        let [rare, go_on] = std::array::from_fn(|_| self.b.id());
+        self.b.selection_merge(go_on, SelectionControl::NONE).unwrap();
+        self.b.branch_conditional(condition, rare, go_on, []).unwrap();
+        self.block(rare);
+        [rare, go_on]
+    }
+
     /// A loop that is left in its middle, if it is.
     fn endless_loop(&mut self, body: impl FnOnce(&mut Self)) {
-        let [header, inside, rare, go_on, back, merge] = std::array::from_fn(|_| self.b.id());
+        let [header, inside, back, merge] = std::array::from_fn(|_| self.b.id());
         self.b.branch(header).unwrap();
         self.block(header);
         self.b.loop_merge(merge, back, LoopControl::NONE, []).unwrap();
@@ -151,9 +160,7 @@ impl Kernel {
         body(self);
         let value = self.load_at(1);
         let zero = self.is_zero(value);
-        self.b.selection_merge(go_on, SelectionControl::NONE).unwrap();
-        self.b.branch_conditional(zero, rare, go_on, []).unwrap();
-        self.block(rare);
+        let [_, go_on] = self.rarely(zero);
         self.b.branch_conditional(zero, merge, go_on, []).unwrap();
         self.block(go_on);
         self.b.branch(back).unwrap();
@@ -217,10 +224,7 @@ fn loop_exits(count: u32) -> Vec<u8> {
             let value = k.load_at(at);
             let condition = k.is_zero(value);
             values.push(value);
-            let [rare, next] = std::array::from_fn(|_| k.b.id());
-            k.b.selection_merge(next, SelectionControl::NONE).unwrap();
-            k.b.branch_conditional(condition, rare, next, []).unwrap();
-            k.block(rare);
+            let [_, next] = k.rarely(condition);
             let inner = k.load_at(at);
             values.push(inner);
             k.b.branch(merge).unwrap();
@@ -397,7 +401,7 @@ fn zeros(depth: u32) -> Vec<u8> {
             ty = k.b.type_struct([inner, uint, inner]);
             value = k.b.composite_construct(ty, None, [value, zero, value]).unwrap();
         }
-        let [header, body, rare, go_on, back, merge] = std::array::from_fn(|_| k.b.id());
+        let [header, body, back, merge] = std::array::from_fn(|_| k.b.id());
         k.b.branch(header).unwrap();
         k.block(header);
         k.b.loop_merge(merge, back, LoopControl::NONE, []).unwrap();
@@ -406,9 +410,7 @@ fn zeros(depth: u32) -> Vec<u8> {
         let word = k.load_at(0);
         let copy = k.b.copy_object(ty, None, value).unwrap();
         let condition = k.is_zero(word);
-        k.b.selection_merge(go_on, SelectionControl::NONE).unwrap();
-        k.b.branch_conditional(condition, rare, go_on, []).unwrap();
-        k.block(rare);
+        let [rare, go_on] = k.rarely(condition);
         k.b.branch(merge).unwrap();
         k.block(go_on);
         k.b.branch(back).unwrap();

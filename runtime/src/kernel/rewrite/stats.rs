@@ -41,6 +41,27 @@ impl RewriteStats {
     pub fn replayable(&self) -> bool {
         self.replay != Replay::AfterProbe
     }
+
+    /// All that is counted one by one, in an order of their own.
+    pub(in crate::kernel) fn counts(&mut self) -> [&mut u32; 11] {
+        let Self {
+            loads,
+            stores,
+            atomics,
+            translations,
+            runs,
+            merged,
+            covered,
+            hoisted,
+            guarded_loops,
+            counted_loops,
+            barriers,
+            replay: _,
+            words_in: _,
+            words_out: _,
+        } = self;
+        [loads, stores, atomics, translations, runs, merged, covered, hoisted, guarded_loops, counted_loops, barriers]
+    }
 }
 
 impl fmt::Display for RewriteStats {
