@@ -107,13 +107,12 @@ impl DeviceMirror {
             pages.sort_unstable();
             for page in pages {
                 let _page = self.home.pages.lock(PageRange::single(page));
-                let _gate = self.close_gate();
-                let mut state = self.lock();
-                if !state.frames.in_closed(&state.table, page) {
+                let locks = self.lock_for(PageRange::single(page));
+                if !locks.state.frames.in_closed(&locks.state.table, page) {
                     continue;
                 }
                 fruitless = 0;
-                self.take_away(&mut state, PageRange::single(page), true);
+                self.take_home(locks, std::iter::once(page));
                 let becomes = evicted(self.home.pages.state(page), PageState::Device(self.number()));
                 self.home.pages.set_state(page, becomes);
                 Counters::add(&self.counters.evictions, 1);

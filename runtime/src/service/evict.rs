@@ -5,12 +5,13 @@
 //! still waits (I7). Of what is left of a granule all goes, and neighbouring granules with it where the forecast makes no difference between
 //! them, so that dense data leaves in long runs. A victim whose page lock is not free at once is passed over: somebody is changing it. In
 //! replay mode no dispatch is in flight, since the caller is the thread that dispatches; in live mode taking pages away waits for the
-//! kernels that use them.
+//! kernels that use them, with the victims' page locks held and no lock of the device (`taking.rs`).
 //!
 //! While the device has nothing to do, dirty pages that would go next are written home, so that they are clean when they go.
 
 use super::fault::Service;
 use super::mirror::{CopyList, MirrorState};
+use super::taking::Locks;
 use crate::addr::{PageIndex, PageRange};
 use crate::device::layout::pte;
 use crate::mm::pages::PageState;
@@ -159,10 +160,10 @@ impl Service {
         let mirror = &self.mirror;
         let pages = &mirror.home.pages;
         let mut victims: Vec<_> = victims.iter().filter_map(|&page| Some((page, pages.try_lock(page)?))).collect();
-        let mut state = mirror.lock();
-        victims.retain(|&(page, _)| state.table.load(page) & (pte::VALID | pte::ZERO | pte::HOME) == pte::VALID);
         victims.sort_unstable_by_key(|&(page, _)| page);
-        mirror.take_pages(&mut state, victims.iter().map(|&(page, _)| page), true);
+        let locks = Locks { state: mirror.lock(), _gate: None };
+        victims.retain(|&(page, _)| mirror.can_evict(&locks.state, page));
+        mirror.take_home(locks, victims.iter().map(|&(page, _)| page));
         for &(page, _) in &victims {
             // Home is the truth; the CPU's next touch maps it.
             pages.set_state(page, evicted(pages.state(page), PageState::Device(mirror.number())));

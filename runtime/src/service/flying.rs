@@ -1,65 +1,69 @@
-//! Invalidations that wait for running kernels without a lock.
+//! Pages that are being taken away while nobody holds the device's locks.
 //!
-//! An invalidation first makes entries invalid, or read-only, under the update lock; then it waits for a grace period without any lock, so that others
-//! can do the same and share it; then, under the update lock again, it collects what kernels set meanwhile, brings home what is dirty and gives
-//! frames back. In between nobody else may take the pages for home: their newest contents are still in frames. Three
-//! things see to that:
+//! Taking pages away while a kernel runs (`taking.rs`) first makes entries invalid, or read-only, under the update lock; then waits for a grace
+//! period without any lock of the device, so that others can do the same and share it; then, under the update lock again, collects what kernels set
+//! meanwhile, brings home what is dirty and gives frames back. In between nobody else may take the pages for home: their newest contents are still in
+//! frames. What sees to that:
 //!
-//! - ranges over the pages are invalid throughout, so no service maps them (`hmm`);
-//! - whoever changes their state, or evicts them, holds their page locks, as the invalidation's cause does, and passes over pages
-//!   that are not mapped;
-//! - another invalidation of the same pages, which needs no page locks if it comes from outside, waits until this one has ended.
+//! - nobody maps them: the pages' locks are held, or ranges over them are invalid throughout (`hmm`), or both;
+//! - an invalidation of the same pages, which may come from outside without page locks, waits until they have landed;
+//! - eviction passes over what is in flight: a page that an invalidation from outside makes read-only is still mapped meanwhile.
 
 use crate::addr::PageRange;
 use crate::sync::{Condvar, Mutex};
 
-/// The invalidations in between. Its lock is a leaf; nobody waits here with another lock but page locks and `mm`.
+/// What is in flight. Its lock is a leaf; nobody waits here with another lock but page locks and `mm`.
 pub(super) struct Flying {
-    pages: Mutex<Vec<PageRange>>,
+    flights: Mutex<Flights>,
     landed: Condvar,
 }
 
-/// One of them; it ends when this is dropped.
+struct Flights {
+    next: u64,
+    pages: Vec<(u64, PageRange)>,
+}
+
+/// Pages in flight; they land when this is dropped.
 pub(super) struct Flight<'f> {
     flying: &'f Flying,
-    pages: PageRange,
+    number: u64,
 }
 
 impl Flying {
     pub(super) fn new() -> Self {
-        Self { pages: Mutex::new(Vec::new()), landed: Condvar::new() }
+        Self { flights: Mutex::new(Flights { next: 0, pages: Vec::new() }), landed: Condvar::new() }
     }
 
-    /// An invalidation of `pages` is about to wait. The update lock is held, and none [overlaps](Self::overlaps).
-    pub(super) fn begin(&self, pages: PageRange) -> Flight<'_> {
-        self.pages.lock().push(pages);
-        Flight { flying: self, pages }
+    /// What took `pages` is about to wait. The update lock is held, and none of them is in flight ([`overlaps`](Self::overlaps)).
+    pub(super) fn begin(&self, pages: impl Iterator<Item = PageRange>) -> Flight<'_> {
+        let mut flights = self.flights.lock();
+        let number = flights.next;
+        flights.next += 1;
+        flights.pages.extend(pages.map(|pages| (number, pages)));
+        Flight { flying: self, number }
     }
 
-    /// Whether one of them overlaps `pages`; holds while the update lock is held.
+    /// Whether any of `pages` is in flight; holds while the update lock is held.
     pub(super) fn overlaps(&self, pages: PageRange) -> bool {
-        overlaps(&self.pages.lock(), pages)
+        overlaps(&self.flights.lock(), pages)
     }
 
-    /// Waits until none overlaps `pages`.
+    /// Waits until none of `pages` is.
     pub(super) fn wait_for(&self, pages: PageRange) {
-        let mut flying = self.pages.lock();
-        while overlaps(&flying, pages) {
-            flying = self.landed.wait(flying);
+        let mut flights = self.flights.lock();
+        while overlaps(&flights, pages) {
+            flights = self.landed.wait(flights);
         }
     }
 }
 
-fn overlaps(flying: &[PageRange], pages: PageRange) -> bool {
-    flying.iter().any(|other| other.overlaps(pages))
+fn overlaps(flights: &Flights, pages: PageRange) -> bool {
+    flights.pages.iter().any(|(_, other)| other.overlaps(pages))
 }
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        let mut flying = self.flying.pages.lock();
-        if let Some(at) = flying.iter().position(|&pages| pages == self.pages) {
-            flying.swap_remove(at);
-        }
+        self.flying.flights.lock().pages.retain(|&(number, _)| number != self.number);
         self.flying.landed.notify_all();
     }
 }

@@ -28,12 +28,16 @@ enum Rule {
     TranslateAgain,
     /// A unit's stores are available before it leaves.
     StoresBeforeLeaving,
-    /// An invalidation waits for another of the same page that holds no lock while it waits for units.
+    /// An invalidation waits for whoever has taken the same page and holds no lock while it waits for units.
     WaitForOthers,
+    /// Eviction passes over pages that an invalidation has taken, or made read-only, and not brought home yet.
+    PassOver,
 }
 
 const VALID: u32 = 1;
 const DIRTY: u32 = 2;
+const WRITABLE: u32 = 4;
+const ALL: u32 = VALID | DIRTY | WRITABLE;
 
 /// The control block and one page.
 struct Machine {
@@ -57,7 +61,7 @@ struct Page {
 impl Machine {
     fn new(broken: Option<Rule>) -> Arc<Self> {
         let page = || Page {
-            entry: AtomicU32::new(VALID),
+            entry: AtomicU32::new(VALID | WRITABLE),
             frame: UnsafeCell::new(0),
             home: UnsafeCell::new(0),
             stored: AtomicUsize::new(0),
@@ -117,7 +121,7 @@ impl Machine {
     /// A translation for storing; whether the page is there. Looser than the include, which does without the page if the entry was
     /// taken before it could set the bit: the host allows for units that go on, as long as they are counted where they were.
     fn translate(&self, page: &Page) -> bool {
-        let there = page.entry.load(Ordering::Relaxed) & VALID != 0;
+        let there = page.entry.load(Ordering::Relaxed) & WRITABLE != 0;
         if there {
             page.entry.fetch_or(DIRTY, Ordering::Relaxed);
         }
@@ -159,7 +163,7 @@ impl Machine {
     /// The host takes a page away and reuses its frame; what it brings home.
     fn take_away(&self, page: usize) -> u32 {
         let page = &self.pages[page];
-        let mut taken = page.entry.fetch_and(!(VALID | DIRTY), Ordering::AcqRel);
+        let mut taken = page.entry.fetch_and(!ALL, Ordering::AcqRel);
         if self.keeps(Rule::Wait) {
             self.grace.wait(self, || {
                 thread::yield_now();
@@ -182,36 +186,96 @@ impl Machine {
 }
 
 impl Machine {
-    /// An invalidation, as `DeviceMirror::invalidate` makes it while a unit runs; what is home once it returns.
+    /// An invalidation that takes a page away, as `DeviceMirror::invalidate` makes it while a unit runs; what is home once it returns.
     fn invalidate(&self, index: u32) -> u32 {
-        let range = PageRange::single(PageIndex(index));
-        let page = &self.pages[index as usize];
-        let lock = loop {
-            let lock = self.update.lock();
-            if !self.keeps(Rule::WaitForOthers) || !self.flying.overlaps(range) {
-                break lock;
-            }
-            drop(lock);
-            self.flying.wait_for(range);
-        };
-        let mut taken = page.entry.fetch_and(!(VALID | DIRTY), Ordering::AcqRel);
+        let (range, page) = (PageRange::single(PageIndex(index)), &self.pages[index as usize]);
+        let lock = self.lock_for(range);
+        let taken = page.entry.fetch_and(!ALL, Ordering::AcqRel);
         if taken & VALID != 0 {
-            let flight = self.flying.begin(range);
+            let flight = self.flying.begin(std::iter::once(range));
             drop(lock);
-            self.grace.wait(self, || {
-                thread::yield_now();
-                true
-            });
-            let _lock = self.update.lock();
-            taken |= page.entry.fetch_and(!DIRTY, Ordering::AcqRel) & DIRTY;
-            if taken & DIRTY != 0 {
-                // SAFETY: loom checks that no unit stores meanwhile, and that nobody reads what is home.
-                page.home.with_mut(|home| page.frame.with(|frame| unsafe { *home = *frame }));
-            }
+            self.wait();
+            let lock = self.update.lock();
+            self.come_home(page, taken);
             drop(flight);
+            drop(lock);
         } else {
             drop(lock);
         }
+        self.at_home(page)
+    }
+
+    /// One that makes a page read-only.
+    fn downgrade(&self, index: u32) -> u32 {
+        let (range, page) = (PageRange::single(PageIndex(index)), &self.pages[index as usize]);
+        let lock = self.lock_for(range);
+        if page.entry.fetch_and(!WRITABLE, Ordering::AcqRel) & WRITABLE != 0 {
+            let flight = self.flying.begin(std::iter::once(range));
+            drop(lock);
+            self.wait();
+            let lock = self.update.lock();
+            if page.entry.load(Ordering::Acquire) & VALID != 0 {
+                self.come_home(page, 0);
+            }
+            drop(flight);
+            drop(lock);
+        } else {
+            drop(lock);
+        }
+        self.at_home(page)
+    }
+
+    /// Eviction (`DeviceMirror::take_home`): both pages' locks are held, which invalidations from outside do not know of.
+    fn evict(&self) {
+        let lock = self.update.lock();
+        let victims = [0, 1].map(|index| {
+            let (range, page) = (PageRange::single(PageIndex(index)), &self.pages[index as usize]);
+            let mapped = page.entry.load(Ordering::Acquire) & VALID != 0;
+            let free = !self.keeps(Rule::PassOver) || !self.flying.overlaps(range);
+            (mapped && free).then(|| (range, page, page.entry.fetch_and(!ALL, Ordering::AcqRel)))
+        });
+        let victims = victims.into_iter().flatten();
+        let flight = self.flying.begin(victims.clone().map(|(range, ..)| range));
+        drop(lock);
+        self.wait();
+        let lock = self.update.lock();
+        for (_, page, taken) in victims {
+            self.come_home(page, taken);
+            // SAFETY: loom checks that no unit stores meanwhile. The frame is somebody else's now.
+            page.frame.with_mut(|frame| unsafe { *frame = 1000 });
+        }
+        drop(flight);
+        drop(lock);
+    }
+
+    fn lock_for(&self, range: PageRange) -> crate::sync::MutexGuard<'_, ()> {
+        loop {
+            let lock = self.update.lock();
+            if !self.keeps(Rule::WaitForOthers) || !self.flying.overlaps(range) {
+                return lock;
+            }
+            drop(lock);
+            self.flying.wait_for(range);
+        }
+    }
+
+    fn wait(&self) {
+        self.grace.wait(self, || {
+            thread::yield_now();
+            true
+        });
+    }
+
+    /// Collects late bits, and copies what is dirty home.
+    fn come_home(&self, page: &Page, taken: u32) {
+        let taken = taken | page.entry.fetch_and(!DIRTY, Ordering::AcqRel);
+        if taken & DIRTY != 0 {
+            // SAFETY: loom checks that no unit stores meanwhile, and that nobody reads what is home.
+            page.home.with_mut(|home| page.frame.with(|frame| unsafe { *home = *frame }));
+        }
+    }
+
+    fn at_home(&self, page: &Page) -> u32 {
         // SAFETY: loom checks that nobody writes it meanwhile.
         page.home.with(|home| unsafe { *home })
     }
@@ -294,6 +358,25 @@ fn loom_who_finds_a_page_taken_finds_it_home() {
         let other = beside(&machine, |machine| machine.invalidate(0));
         let home = machine.invalidate(0);
         assert_eq!(other.join().unwrap(), home, "what is home changes after the page was taken");
+        unit.join().unwrap();
+        assert_eq!(home as usize, machine.pages[0].stored.load(Ordering::Relaxed), "stores were lost");
+    });
+}
+
+#[test]
+fn loom_who_makes_a_page_read_only_finds_it_home_whoever_evicts_it() {
+    check("eviction and an invalidation", 2, &[Rule::WaitForOthers, Rule::PassOver], |broken| {
+        let machine = Machine::new(broken);
+        let unit = {
+            let machine = machine.clone();
+            thread::spawn(move || machine.unit(0))
+        };
+        let evicting = {
+            let machine = machine.clone();
+            thread::spawn(move || machine.evict())
+        };
+        let home = machine.downgrade(0);
+        evicting.join().unwrap();
         unit.join().unwrap();
         assert_eq!(home as usize, machine.pages[0].stored.load(Ordering::Relaxed), "stores were lost");
     });

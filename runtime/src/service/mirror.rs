@@ -6,24 +6,25 @@
 //!   shootdown is simply taking the gate: no invocation runs, none can use an entry that is taken, and none can set an
 //!   accessed or dirty bit after it was collected (I8).
 //! - In live mode the gate is open while a dispatch is in flight, and a shootdown waits until the epoch has changed for every unit
-//!   that runs (`epochs.rs`); what kernels set meanwhile is collected after it. An invalidation holds neither gate nor update lock
-//!   while it waits (`flying.rs`), so that several share a grace period.
+//!   that runs (`epochs.rs`); what kernels set meanwhile is collected after it. Invalidations and evictions hold neither gate nor update lock
+//!   while they wait (`taking.rs`), so that several share a grace period.
 //! - The *update lock* guards page table and frame pool. An entry's frame and permission change only under it, by someone who
 //!   also holds the page's lock; callbacks run for someone who holds it.
 
 use super::budget::Budget;
-use super::epochs::{Epochs, Wait};
+use super::epochs::Epochs;
 use super::fills::Filled;
-use super::flying::{Flight, Flying};
+use super::flying::Flying;
 use super::guesses::Guesses;
+use super::taking::{Lists, Locks};
 use super::windows::Windows;
-use crate::addr::{Access, DeviceAddress, FrameIndex, PAGE_SHIFT, PAGE_SIZE, PageIndex, PageRange};
+use crate::addr::{Access, DeviceAddress, PAGE_SHIFT, PAGE_SIZE, PageIndex, PageRange};
 use crate::device::layout::pte;
 use crate::device::{Device, DeviceError, FramePool, PageCopy, PageTable, SharedMemory, SharedUse, frame_of};
 use crate::hmm::{Blocking, Event, InvalidateInfo, MirrorOps, OwnerId, PageEntry, PageWalk, Walked, WouldBlock};
-use crate::mm::pages::{DeviceNumber, PageState};
+use crate::mm::pages::DeviceNumber;
 use crate::mm::space::Home;
-use crate::mm::state::{LetGo, comes_home, evicted, let_go};
+use crate::mm::state::{LetGo, let_go};
 use crate::observe::Counters;
 use crate::rank::{Rank, RankedMutex, RankedMutexGuard};
 use parking_lot::Mutex;
@@ -37,7 +38,7 @@ pub(super) struct MirrorState {
     pub(super) frames: FramePool,
     pub(super) windows: Windows,
     /// Kept between calls, so that taking pages away allocates nothing.
-    lists: Lists,
+    pub(super) lists: Lists,
     /// Of what is copied home, what goes to pages that have memory.
     filled: CopyList,
     /// Pages whose newest contents went down with the device.
@@ -65,7 +66,7 @@ pub struct DeviceMirror {
     pub(super) guesses: Guesses,
     pub(super) filled: Filled,
     pub(super) epochs: Epochs,
-    flying: Flying,
+    pub(super) flying: Flying,
 }
 
 /// Where a device finds a page.
@@ -352,138 +353,6 @@ impl DeviceMirror {
         LostPages(ranges)
     }
 
-    /// Takes this device's translations of `range` away, brings home what is dirty if `bring_home`, and gives the frames
-    /// back. Gate and update lock are held; so are the page locks, by the caller or by whom the caller works for.
-    pub(super) fn take_away(&self, state: &mut MirrorState, range: PageRange, bring_home: bool) {
-        let pages = state.table.clip(range).iter();
-        self.take_pages(state, pages, bring_home);
-    }
-
-    /// As [`take_away`](Self::take_away), for pages of the table anywhere. Ascending ones are copied together.
-    pub(super) fn take_pages(&self, state: &mut MirrorState, pages: impl Iterator<Item = PageIndex>, bring_home: bool) {
-        let lists = self.begin_taking(state, pages);
-        self.shootdown(&lists);
-        self.end_taking(state, lists, bring_home);
-    }
-
-    /// The first half of [`take_pages`](Self::take_pages): no kernel finds a translation from here on, but some may be using one.
-    fn begin_taking(&self, state: &mut MirrorState, pages: impl Iterator<Item = PageIndex>) -> Lists {
-        let mut lists = std::mem::take(&mut state.lists);
-        lists.clear();
-        for page in pages {
-            let entry = state.table.load(page);
-            if entry & pte::VALID == 0 {
-                if entry & pte::PENDING != 0 {
-                    state.table.take(page);
-                }
-                continue;
-            }
-            lists.taken.push((page, state.table.take(page)));
-        }
-        lists
-    }
-
-    /// The other half, after the shootdown: what was dirty comes home, frames are given back.
-    fn end_taking(&self, state: &mut MirrorState, mut lists: Lists, bring_home: bool) {
-        for &(page, entry) in &lists.taken {
-            // Set by kernels between the taking and the end of the shootdown (I8).
-            let late = state.table.clear_flags(page, pte::ACCESSED | pte::DIRTY) & (pte::ACCESSED | pte::DIRTY);
-            let entry = entry | late;
-            self.collect(page, entry);
-            if entry & pte::ZERO != 0 {
-                continue;
-            }
-            if comes_home(entry) && bring_home {
-                lists.home.add_home(self, state, page, entry);
-            }
-            if entry & pte::HOME == 0 {
-                lists.frames.extend(state.frames.at(frame_of(entry)));
-            }
-        }
-        self.copy_home(state, &lists.home);
-        for &frame in &lists.frames {
-            state.frames.release(frame);
-        }
-        state.lists = lists;
-    }
-
-    /// Makes this device's translations of `range` read-only; frames stay. What is dirty stays so until
-    /// [`end_downgrade`](Self::end_downgrade). Locks as for `take_away`.
-    fn begin_downgrade(&self, state: &mut MirrorState, range: PageRange) -> Lists {
-        let mut lists = std::mem::take(&mut state.lists);
-        lists.clear();
-        for page in state.table.clip(range).iter() {
-            if state.table.load(page) & pte::WRITABLE != 0 {
-                lists.taken.push((page, state.table.clear_flags(page, pte::WRITABLE)));
-            }
-        }
-        lists
-    }
-
-    /// The other half, after the shootdown: what is dirty comes home. Who took a page away in between has done that.
-    fn end_downgrade(&self, state: &mut MirrorState, mut lists: Lists) {
-        for &(page, before) in &lists.taken {
-            let entry = state.table.load(page);
-            if entry & pte::VALID == 0 || frame_of(entry) != frame_of(before) {
-                continue;
-            }
-            let entry = state.table.clear_flags(page, pte::DIRTY | pte::ACCESSED);
-            self.collect(page, entry);
-            if comes_home(entry) {
-                lists.home.add_home(self, state, page, entry);
-            }
-        }
-        self.copy_home(state, &lists.home);
-        state.lists = lists;
-    }
-
-    /// Waits until no running kernel uses translations that were taken.
-    fn shootdown(&self, lists: &Lists) {
-        if lists.taken.is_empty() {
-            return;
-        }
-        let start = Instant::now();
-        let wait = self.epochs.shootdown(self.device.as_ref());
-        if wait != Wait::None {
-            Counters::add(&self.counters.shootdowns, 1);
-            Counters::add(&self.counters.epochs, u64::from(wait == Wait::Ran));
-            Counters::add_time(&self.counters.shootdown_nanos, start.elapsed());
-        }
-    }
-
-    /// Gate and update lock, once no other invalidation has taken, and not brought home, pages that overlap `pages`.
-    fn lock_for(&self, pages: PageRange) -> (GateGuard<'_>, RankedMutexGuard<'_, MirrorState>) {
-        loop {
-            let locks = (self.gate.lock(), self.update.lock());
-            if !self.flying.overlaps(pages) {
-                return locks;
-            }
-            drop(locks);
-            self.flying.wait_for(pages);
-        }
-    }
-
-    /// The locks, after a shootdown of what `lists` holds. While a kernel runs others may take pages away meanwhile, so that they share the
-    /// grace period. The gate stays open then, unless more than those pages is to be taken away (`closed`): the live pass may have ended while
-    /// this waited, and a dispatch of replay mode have begun, which goes by the gate alone.
-    fn shoot_down<'m>(
-        &'m self,
-        (gate, state): (GateGuard<'m>, RankedMutexGuard<'m, MirrorState>),
-        lists: &Lists,
-        pages: PageRange,
-        closed: bool,
-    ) -> (Option<GateGuard<'m>>, RankedMutexGuard<'m, MirrorState>, Option<Flight<'m>>) {
-        if lists.taken.is_empty() || !self.epochs.running() {
-            return (Some(gate), state, None);
-        }
-        let flight = self.flying.begin(pages);
-        drop((state, gate));
-        self.shootdown(lists);
-        // No live pass holds it, so this waits for dispatches of replay mode only.
-        let gate = closed.then(|| self.gate.lock());
-        (gate, self.update.lock(), Some(flight))
-    }
-
     /// Carries accessed and dirty bits over to the page's record (I4).
     pub(super) fn collect(&self, page: PageIndex, entry: u64) {
         self.home.pages.mark(page, entry & pte::ACCESSED != 0, entry & pte::DIRTY != 0);
@@ -545,56 +414,42 @@ impl DeviceMirror {
             }
         }
     }
-
-    /// Brings everything home: dirty pages are copied, all states go back to the CPU. For shutting down.
-    pub fn bring_all_home(&self) {
-        let mut pages: Vec<PageIndex> = {
-            let state = self.update.lock();
-            state.frames.pages().collect()
-        };
-        pages.sort_unstable();
-        for page in pages {
-            let _page = self.home.pages.lock(PageRange::single(page));
-            // What an invalidation has taken, and not brought home yet, is in its frame only.
-            let (_gate, mut state) = self.lock_for(PageRange::single(page));
-            self.take_away(&mut state, PageRange::single(page), true);
-            let becomes = evicted(self.home.pages.state(page), PageState::Device(self.number));
-            self.home.pages.set_state(page, becomes);
-        }
-    }
 }
 
 impl MirrorOps for DeviceMirror {
     fn invalidate(&self, info: &InvalidateInfo) -> Result<(), WouldBlock> {
-        let locks = match info.blocking {
+        let mut locks = match info.blocking {
             Blocking::Yes => self.lock_for(info.pages),
-            Blocking::No => (self.gate.try_lock().ok_or(WouldBlock)?, self.update.try_lock().ok_or(WouldBlock)?),
+            Blocking::No => {
+                let gate = self.gate.try_lock().ok_or(WouldBlock)?;
+                Locks { state: self.update.try_lock().ok_or(WouldBlock)?, _gate: Some(gate) }
+            }
         };
         if info.blocking == Blocking::No && (self.epochs.running() || self.flying.overlaps(info.pages)) {
             // A shootdown waits for kernels that run.
             return Err(WouldBlock);
         }
         let what = let_go(info.event);
-        let (gate, mut state) = locks;
         let lists = match what {
-            LetGo::Downgrade => self.begin_downgrade(&mut state, info.pages),
+            LetGo::Downgrade => self.begin_downgrade(&mut locks.state, info.pages),
             LetGo::BringHome | LetGo::Drop => {
-                let pages = state.table.clip(info.pages).iter();
-                self.begin_taking(&mut state, pages)
+                let pages = locks.state.table.clip(info.pages).iter();
+                self.begin_taking(&mut locks.state, pages)
             }
         };
         // The flight ends first, the lock still held.
-        let (_gate, mut state, _flight) = self.shoot_down((gate, state), &lists, info.pages, what == LetGo::Drop);
+        let (mut locks, _flight) = self.shoot_down(locks, &lists, Some(info.pages), what == LetGo::Drop);
+        let state = &mut locks.state;
         match what {
-            LetGo::Downgrade => self.end_downgrade(&mut state, lists),
-            LetGo::BringHome => self.end_taking(&mut state, lists, true),
-            LetGo::Drop => self.end_taking(&mut state, lists, false),
+            LetGo::Downgrade => self.end_downgrade(state, lists),
+            LetGo::BringHome => self.end_taking(state, lists, true),
+            LetGo::Drop => self.end_taking(state, lists, false),
         }
         if info.event == Event::Unmap {
             state.frames.forget(info.pages);
         }
         if what == LetGo::Drop {
-            self.forget_home(&mut state, info.pages);
+            self.forget_home(state, info.pages);
         }
         Ok(())
     }
@@ -640,22 +495,6 @@ impl PageWalk for DeviceMirror {
             let group = if flag(pte::ZERO) { u64::from(page.0) + 1 } else { 0 };
             each(Walked { entry: what, place: frame_of(entry).0 >> PAGE_SHIFT, group });
         }
-    }
-}
-
-/// What taking pages away goes through.
-#[derive(Default)]
-struct Lists {
-    taken: Vec<(PageIndex, u64)>,
-    home: CopyList,
-    frames: Vec<FrameIndex>,
-}
-
-impl Lists {
-    fn clear(&mut self) {
-        self.taken.clear();
-        self.home.clear();
-        self.frames.clear();
     }
 }
 

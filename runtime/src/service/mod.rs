@@ -23,6 +23,7 @@ mod loom_models;
 mod mirror;
 mod place;
 mod steps;
+mod taking;
 mod windows;
 
 pub use coalesce::{PageFault, Span};
