@@ -2,12 +2,15 @@
 
 mod common;
 
+use common::device::WatchedDevice;
 use common::{increment, soft, trackers, with_each_tracker};
-use vksvm::addr::VirtAddr;
+use std::sync::{Arc, Mutex};
+use vksvm::addr::{PageRange, VirtAddr};
 use vksvm::device::soft::{SoftContext, SoftOptions};
+use vksvm::hmm::{Event, InvalidateInfo, Mirror, MirrorOps, OwnerId, WouldBlock};
 use vksvm::kernel::FaultReason;
 use vksvm::mm::ops::Span;
-use vksvm::{Builder, LaunchError, PageState, Permission, Placement, Stats, Svm};
+use vksvm::{Builder, Kernel, LaunchError, PageState, Permission, Placement, Stats, Svm};
 
 const PAGE: usize = 4096;
 const WORDS: usize = PAGE / 4;
@@ -189,7 +192,7 @@ fn discarded_protected_moved_and_unmapped_home_pages_are_out_of_the_devices_reac
 fn pages_read_here_and_there_are_read_at_home_once_and_copied_when_they_are_used_again() {
     // The reference device claims to be one on which a kernel reads a word at home faster than a page is copied.
     for tracker in trackers() {
-        let device = std::sync::Arc::new(common::device::Measured::new([1000, 5000, 10, 400]));
+        let device = WatchedDevice::measured([1000, 5000, 10, 400]);
         let svm = soft(tracker, |builder| builder.with_device(device).placement_by_measurement()).unwrap();
         assert!(svm.info().placement.contains("here and there"), "{}", svm.info().placement);
         let mut pages = svm.heap().vec_zeroed::<[u32; WORDS]>(1024).unwrap();
@@ -220,7 +223,7 @@ fn pages_read_here_and_there_are_read_at_home_once_and_copied_when_they_are_used
 #[test]
 fn what_is_fastest_by_measurement_is_said_and_done() {
     let open = |times| {
-        let device = std::sync::Arc::new(common::device::Measured::new(times));
+        let device = WatchedDevice::measured(times);
         soft(trackers()[0], |builder| builder.with_device(device).placement_by_measurement()).unwrap()
     };
     let svm = open([1000, 1050, 10, 400]);
@@ -235,4 +238,71 @@ fn what_is_fastest_by_measurement_is_said_and_done() {
     assert!(svm.info().placement.starts_with("copied: measured"), "{}", svm.info().placement);
     let soft_device = soft(trackers()[0], Builder::placement_by_measurement).unwrap();
     assert!(soft_device.info().placement.starts_with("copied: the device"), "{}", soft_device.info().placement);
+}
+
+/// A mirror of its own that may have a kernel use a page beside those that are about to be given back, once the device has let go of these.
+struct Neighbour {
+    device: Arc<WatchedDevice>,
+    uses: Arc<Mutex<Option<(Kernel, VirtAddr)>>>,
+}
+
+impl MirrorOps for Neighbour {
+    fn invalidate(&self, info: &InvalidateInfo) -> Result<(), WouldBlock> {
+        if info.event == Event::Clear
+            && self.device.live_windows() == 0
+            && let Some((kernel, page)) = self.uses.lock().unwrap().take()
+        {
+            let launch = || {
+                let page = std::ptr::with_exposed_provenance::<u32>(page.0 as usize);
+                // SAFETY: the page belongs to the test's vector, and nobody else uses it meanwhile.
+                unsafe { kernel.launch([1, 1, 1]).pointer(page) }.run().unwrap()
+            };
+            std::thread::scope(|scope| scope.spawn(launch).join().unwrap());
+        }
+        Ok(())
+    }
+    fn release(&self) {}
+}
+
+#[test]
+fn what_takes_the_place_of_memory_that_was_given_back_is_reached_where_imports_pin() {
+    for tracker in trackers() {
+        let owner = soft(tracker, |builder| builder).unwrap();
+        let device = WatchedDevice::pinning();
+        // In which order they are told is not said: of so many, made before the device and after it, one hears of it when that has let go.
+        let uses = Arc::default();
+        let registered = || {
+            let neighbour = Arc::new(Neighbour { device: device.clone(), uses: Arc::clone(&uses) });
+            Mirror::register(owner.address_space().notifiers(), OwnerId::unique(), "neighbour", neighbour).unwrap()
+        };
+        let _before: Vec<_> = (0..20).map(|_| registered()).collect();
+        let options = |builder: Builder| {
+            let builder = builder.with_device(device.clone()).share_heap_with(&owner);
+            builder.placement(Placement::Remote).prefetch(false)
+        };
+        let svm = soft(tracker, options).unwrap();
+        let _after: Vec<_> = (0..20).map(|_| registered()).collect();
+        let mut pages = svm.heap().vec_zeroed::<[u32; WORDS]>(16).unwrap();
+        let kernel = increment(&svm);
+        let views = &svm.address_space().home().views;
+        for beside in [false, true, true] {
+            pages.iter_mut().for_each(|page| page[0] = 10);
+            kernel.launch([16, 1, 1]).write(&mut pages[..]).run().unwrap();
+            assert_eq!(state(&svm, &pages[2]), PageState::Remote);
+            assert!(pages.iter().all(|page| page[0] == 11));
+            let gone = PageRange::of_len(views.page_of(VirtAddr::of(&pages[2])).unwrap(), 4);
+            let before = device.windows();
+            *uses.lock().unwrap() = beside.then(|| (increment(&svm), VirtAddr::of(&pages[9])));
+            // The device lets go, then the neighbour's page is used, then the memory is given back.
+            assert_eq!(svm.discard(&mut pages[2..6]).unwrap(), 4);
+            device.given_back(views.alias_ptr(gone.start), gone.bytes());
+            assert_eq!(device.windows() - before, usize::from(beside), "a window was to be made in between");
+            assert_eq!(pages[9][0], 11 + u32::from(beside));
+
+            pages[3][0] = 20;
+            kernel.launch([16, 1, 1]).write(&mut pages[..]).run().unwrap();
+            let found = [2, 3, 4, 6, 9].map(|page: usize| pages[page][0]);
+            assert_eq!(found, [1, 21, 1, 12, 12 + u32::from(beside)], "tracker {tracker}, beside {beside}");
+        }
+    }
 }

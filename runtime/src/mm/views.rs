@@ -27,8 +27,10 @@ use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
 use rustix::process::{Resource, getrlimit};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::null_mut;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Reservations are multiples of this many bytes and start at multiples of it: 2 MiB.
 pub const RESERVATION_ALIGN: u64 = 2 << 20;
@@ -146,6 +148,8 @@ pub struct OwnedViews {
     pages: u32,
     /// Pages of the app view that are accessible. Held across the system calls of growing.
     top: Mutex<u32>,
+    /// How often memory of each 2 MiB was given back.
+    given_back: Vec<AtomicU32>,
 }
 
 impl OwnedViews {
@@ -162,7 +166,8 @@ impl OwnedViews {
         let alias = Mapping::of(&memfd, bytes, ProtFlags::READ | ProtFlags::WRITE, "alias")?;
         // At most 2^32 - 512 pages, by the check above.
         let pages = (bytes / PAGE_SIZE as u64) as u32;
-        Ok(Self { app, alias, memfd, pages, top: Mutex::new(0) })
+        let given_back = bytemuck::zeroed_vec((bytes / RESERVATION_ALIGN) as usize);
+        Ok(Self { app, alias, memfd, pages, top: Mutex::new(0), given_back })
     }
 
     /// The plain description that trackers and the runtime copy around. Valid while `self` lives.
@@ -226,7 +231,7 @@ impl OwnedViews {
             return Ok(());
         }
         let offset = file_offset(pages.start);
-        rustix::io::retry_on_intr(|| {
+        let punched = rustix::io::retry_on_intr(|| {
             ask("punching a hole", Errno::NOMEM)?;
             rustix::fs::fallocate(
                 &self.memfd,
@@ -234,12 +239,27 @@ impl OwnedViews {
                 offset,
                 pages.bytes() as u64,
             )
-        })
-        .map_err(|errno| ViewsError::Punch {
+        });
+        for count in &self.given_back[Self::units(pages)] {
+            count.fetch_add(1, Ordering::Release);
+        }
+        punched.map_err(|errno| ViewsError::Punch {
             start: self.addr_of(pages.start),
             end: self.addr_of(pages.end),
             source: errno.into(),
         })
+    }
+
+    /// A number that has changed when memory of the 2 MiB that `pages` lie in was given back since. Who has a page's lock, or was told that a page
+    /// has none any more, sees what was given back before.
+    pub fn times_given_back(&self, pages: PageRange) -> u32 {
+        self.given_back[Self::units(pages)].iter().fold(0, |sum, count| sum.wrapping_add(count.load(Ordering::Acquire)))
+    }
+
+    /// The parts of 2 MiB that `pages` lie in.
+    fn units(pages: PageRange) -> Range<usize> {
+        const UNIT: u32 = (RESERVATION_ALIGN / PAGE_SIZE as u64) as u32;
+        (pages.start.0 / UNIT) as usize..pages.end.0.div_ceil(UNIT) as usize
     }
 
     /// Gives `pages` memory, so that writing them through the alias cannot fail. Contents stay; what had none reads as zeros.

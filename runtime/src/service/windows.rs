@@ -3,12 +3,18 @@
 //! Made on demand, a whole window at a time, at multiples of its size. Where importing pins the memory of the moment
 //! ([`HostImport::follows`](crate::device::HostImport) is false), a window does not survive that memory under it is given back: then
 //! every entry that leads into it is taken away and it is made anew when it is next asked for. Guarded by the mirror's update lock.
+//!
+//! Devices are told before memory is given back, so a neighbour's fault may have the window made once more in between, over memory that is about to go. So
+//! each remembers how often memory had been given back when it was made; who asks later, with the lock of a page that was given back, finds
+//! the number changed and gets a new window. The old one serves the entries that lead into it, none of which is of such a page, until memory is next given
+//! back: only then is it certain that no dispatch uses it.
 
 use super::mirror::{DeviceMirror, MirrorState};
 use crate::addr::{DeviceAddress, PAGE_SIZE, PageIndex, PageRange};
 use crate::device::HomeWindow;
 use crate::device::layout::pte;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -23,6 +29,10 @@ pub(super) struct Windows {
 struct Made {
     window: Option<Arc<dyn HomeWindow>>,
     pages: PageRange,
+    /// How often memory under it had been given back before.
+    given_back: u32,
+    /// Those before it, into which entries may lead.
+    stale: Vec<Arc<dyn HomeWindow>>,
 }
 
 impl Windows {
@@ -42,9 +52,11 @@ impl DeviceMirror {
         }
         let length = import.window_pages;
         let start = page.0 / length * length;
-        let made = state.windows.made.entry(start).or_insert_with(|| {
-            let end = start.saturating_add(length).min(self.home.views.pages());
-            let pages = PageRange::new(PageIndex(start), PageIndex(end));
+        let end = start.saturating_add(length).min(self.home.views.pages());
+        let pages = PageRange::new(PageIndex(start), PageIndex(end));
+        // Before the import: what is given back meanwhile counts as later.
+        let given_back = if import.follows { 0 } else { self.home.views.times_given_back(pages) };
+        let make = || {
             let host = NonNull::new(self.home.views.alias_ptr(pages.start));
             // SAFETY: the alias is mapped read-write as long as the views live, which `home` keeps; windows are given back before, in
             // `release`.
@@ -52,8 +64,19 @@ impl DeviceMirror {
             if let Some(Err(error)) = &made {
                 tracing::warn!(?pages, "home pages are copied, since they cannot be imported: {error}");
             }
-            Made { window: made.and_then(Result::ok), pages }
-        });
+            made.and_then(Result::ok)
+        };
+        let made = match state.windows.made.entry(start) {
+            Entry::Vacant(place) => place.insert(Made { window: make(), pages, given_back, stale: Vec::new() }),
+            Entry::Occupied(place) => {
+                let made = place.into_mut();
+                if made.given_back != given_back {
+                    made.given_back = given_back;
+                    made.stale.extend(std::mem::replace(&mut made.window, make()));
+                }
+                made
+            }
+        };
         let offset = u64::from(page.0 - made.pages.start.0) * PAGE_SIZE as u64;
         Some(made.window.as_ref()?.address().plus(offset))
     }

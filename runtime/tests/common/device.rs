@@ -1,15 +1,15 @@
-//! A device around the reference device that watches its memory: it counts what slabs take, refuses allocations when told to, and says
-//! what budget a test wants it to have.
+//! A device around the reference device that watches its memory: it counts what slabs take, refuses allocations when told to, says what budget and what
+//! speed a test wants it to have, and imports as most devices do, pinning the memory of the moment.
 
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use vksvm::addr::DeviceAddress;
 use vksvm::device::soft::{SoftDevice, SoftOptions};
 use vksvm::device::{
-    Device, DeviceError, DeviceInfo, Dispatch, HomeWindow, MemoryBudget, MemoryTimes, PageCopy, SharedMemory,
-    SharedUse, Slab,
+    Device, DeviceError, DeviceInfo, Dispatch, HomeWindow, HostImport, MemoryBudget, MemoryTimes, PageCopy,
+    SharedMemory, SharedUse, Slab,
 };
 use vksvm::kernel::KernelModule;
 
@@ -25,22 +25,65 @@ pub(crate) struct Watch {
     pub(crate) told: AtomicU64,
 }
 
-pub(crate) struct WatchedDevice {
-    inner: SoftDevice,
-    watch: Arc<Watch>,
-}
-
-impl WatchedDevice {
-    pub(crate) fn new() -> (Arc<Self>, Arc<Watch>) {
-        let watch = Arc::new(Watch {
+impl Default for Watch {
+    fn default() -> Self {
+        Self {
             taken: AtomicU64::new(0),
             allowed: AtomicU64::new(u64::MAX),
             allocations: AtomicU64::new(0),
             refused: AtomicU64::new(u64::MAX),
             told: AtomicU64::new(0),
-        });
+        }
+    }
+}
+
+pub(crate) struct WatchedDevice {
+    inner: SoftDevice,
+    info: DeviceInfo,
+    watch: Arc<Watch>,
+    times: Option<MemoryTimes>,
+    windows: Mutex<Vec<Weak<PinnedWindow>>>,
+}
+
+impl WatchedDevice {
+    pub(crate) fn new() -> (Arc<Self>, Arc<Watch>) {
+        let watch = Arc::new(Watch::default());
+        (Arc::new(Self::around(watch.clone())), watch)
+    }
+
+    fn around(watch: Arc<Watch>) -> Self {
         let inner = SoftDevice::new(&SoftOptions::default()).unwrap();
-        (Arc::new(Self { inner, watch: watch.clone() }), watch)
+        Self { info: inner.info().clone(), inner, watch, times: None, windows: Mutex::default() }
+    }
+
+    /// A device that takes so many nanoseconds a page: all of it in frames, at home, a word of it at home, copying it.
+    pub(crate) fn measured([frames, home, sparse, copy]: [u64; 4]) -> Arc<Self> {
+        Arc::new(Self { times: Some(MemoryTimes { frames, home, sparse, copy }), ..Self::around(Arc::default()) })
+    }
+
+    /// A device that imports 2 MiB at a time and pins them: memory made anew under a window is none of its.
+    pub(crate) fn pinning() -> Arc<Self> {
+        let mut device = Self::around(Arc::default());
+        device.info.import = Some(HostImport { window_pages: 512, follows: false });
+        Arc::new(device)
+    }
+
+    /// How many windows were pinned so far.
+    pub(crate) fn windows(&self) -> usize {
+        self.windows.lock().unwrap().len()
+    }
+
+    /// How many of them there still are.
+    pub(crate) fn live_windows(&self) -> usize {
+        self.windows.lock().unwrap().iter().filter(|window| window.strong_count() > 0).count()
+    }
+
+    /// Memory of `bytes` bytes from `host` on, of the runtime's own mapping, was given back: windows that were made before keep what they
+    /// pinned, which is garbage to everybody else.
+    pub(crate) fn given_back(&self, host: *mut u8, bytes: usize) {
+        for window in self.windows.lock().unwrap().iter().filter_map(Weak::upgrade) {
+            window.part_from(host, bytes);
+        }
     }
 
     /// Counts an allocation, and refuses it if it is the one.
@@ -73,9 +116,54 @@ impl Drop for WatchedSlab {
     }
 }
 
+/// Imported memory that does not follow the host's mapping: a mapping of its own, whose pages are replaced when the host's are given back.
+struct PinnedWindow {
+    inner: Arc<dyn HomeWindow>,
+    own: *mut u8,
+    host: usize,
+    bytes: usize,
+}
+
+// SAFETY: the mapping is only named here; who uses it is ordered by the device's users.
+unsafe impl Send for PinnedWindow {}
+// SAFETY: as above.
+unsafe impl Sync for PinnedWindow {}
+
+impl PinnedWindow {
+    fn part_from(&self, host: *mut u8, bytes: usize) {
+        let start = host.addr().max(self.host);
+        let end = (host.addr() + bytes).min(self.host + self.bytes);
+        if start < end {
+            let (at, length) = (self.own.wrapping_add(start - self.host), end - start);
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+            // SAFETY: a part of the window's own mapping.
+            let made = unsafe { libc::mmap(at.cast(), length, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+            assert_eq!(made.cast(), at);
+            // SAFETY: just mapped.
+            unsafe { at.write_bytes(0xdb, length) };
+        }
+    }
+}
+
+impl HomeWindow for PinnedWindow {
+    fn address(&self) -> DeviceAddress {
+        self.inner.address()
+    }
+}
+
+impl Drop for PinnedWindow {
+    fn drop(&mut self) {
+        // SAFETY: its own mapping, which no entry leads into any more: that is what is tested.
+        unsafe { libc::munmap(self.own.cast(), self.bytes) };
+    }
+}
+
 impl Device for WatchedDevice {
     fn info(&self) -> &DeviceInfo {
-        self.inner.info()
+        &self.info
+    }
+    fn measure_memory(&self) -> Option<Result<Vec<MemoryTimes>, DeviceError>> {
+        self.times.map(|times| Ok(vec![times; 3]))
     }
     fn shared_memory(&self, bytes: usize, usage: SharedUse) -> Result<Box<dyn SharedMemory>, DeviceError> {
         self.allocate("shared memory", bytes)?;
@@ -95,8 +183,19 @@ impl Device for WatchedDevice {
     }
     unsafe fn import(&self, host: NonNull<u8>, bytes: usize) -> Result<Arc<dyn HomeWindow>, DeviceError> {
         self.allocate("a window", bytes)?;
-        // SAFETY: the caller's promise.
-        unsafe { self.inner.import(host, bytes) }
+        if self.info.import.is_none_or(|import| import.follows) {
+            // SAFETY: the caller's promise.
+            return unsafe { self.inner.import(host, bytes) };
+        }
+        // SAFETY: of a shared mapping, a length of zero makes another one of the same memory (mremap(2)).
+        let own = unsafe { libc::mremap(host.as_ptr().cast(), 0, bytes, libc::MREMAP_MAYMOVE) };
+        assert_ne!(own, libc::MAP_FAILED);
+        let own = NonNull::new(own.cast::<u8>()).unwrap();
+        // SAFETY: mapped as long as the window.
+        let inner = unsafe { self.inner.import(own, bytes) }?;
+        let window = Arc::new(PinnedWindow { inner, own: own.as_ptr(), host: host.addr().get(), bytes });
+        self.windows.lock().unwrap().push(Arc::downgrade(&window));
+        Ok(window)
     }
     unsafe fn copy_in(&self, copies: &[PageCopy]) -> Result<(), DeviceError> {
         if !copies.is_empty() {
@@ -127,59 +226,5 @@ impl Device for WatchedDevice {
     }
     fn driver_threads(&self) -> Vec<u32> {
         self.inner.driver_threads()
-    }
-}
-
-/// The reference device, with what is to be measured of its memory.
-pub(crate) struct Measured {
-    inner: SoftDevice,
-    times: MemoryTimes,
-}
-
-impl Measured {
-    /// Nanoseconds a page: all of it in frames, at home, a word of it at home, copying it.
-    pub(crate) fn new([frames, home, sparse, copy]: [u64; 4]) -> Self {
-        let inner = SoftDevice::new(&SoftOptions::default()).unwrap();
-        Self { inner, times: MemoryTimes { frames, home, sparse, copy } }
-    }
-}
-
-impl Device for Measured {
-    fn info(&self) -> &DeviceInfo {
-        self.inner.info()
-    }
-    fn measure_memory(&self) -> Option<Result<Vec<MemoryTimes>, DeviceError>> {
-        Some(Ok(vec![self.times; 3]))
-    }
-    fn shared_memory(&self, bytes: usize, usage: SharedUse) -> Result<Box<dyn SharedMemory>, DeviceError> {
-        self.inner.shared_memory(bytes, usage)
-    }
-    fn slab(&self, bytes: usize) -> Result<Arc<dyn Slab>, DeviceError> {
-        self.inner.slab(bytes)
-    }
-    unsafe fn import(&self, host: NonNull<u8>, bytes: usize) -> Result<Arc<dyn HomeWindow>, DeviceError> {
-        // SAFETY: the caller's promise.
-        unsafe { self.inner.import(host, bytes) }
-    }
-    unsafe fn copy_in(&self, copies: &[PageCopy]) -> Result<(), DeviceError> {
-        // SAFETY: the caller's promise.
-        unsafe { self.inner.copy_in(copies) }
-    }
-    unsafe fn copy_out(&self, copies: &[PageCopy]) -> Result<(), DeviceError> {
-        // SAFETY: the caller's promise.
-        unsafe { self.inner.copy_out(copies) }
-    }
-    unsafe fn fill_zero(&self, fills: &[PageCopy]) -> Result<(), DeviceError> {
-        // SAFETY: the caller's promise.
-        unsafe { self.inner.fill_zero(fills) }
-    }
-    fn run(&self, dispatch: &Dispatch<'_>) -> Result<Duration, DeviceError> {
-        self.inner.run(dispatch)
-    }
-    fn prepare(&self, kernel: &KernelModule, variant: u32) -> Result<(), DeviceError> {
-        self.inner.prepare(kernel, variant)
-    }
-    fn forget(&self, kernel: &KernelModule) {
-        self.inner.forget(kernel);
     }
 }
