@@ -144,12 +144,11 @@ layout(buffer_reference, scalar, buffer_reference_align = 64) buffer VksvmContro
     layout(offset = VKSVM_CONTROL_QUEUE_TAIL) uint queue_tail;
 };
 
+// Two words at a time: drivers may take as long for one as for two.
 layout(buffer_reference, scalar, buffer_reference_align = 32) buffer VksvmFault_ {
     layout(offset = VKSVM_FAULT_ADDRESS) uint64_t address;
-    layout(offset = VKSVM_FAULT_BYTES) uint bytes;
-    layout(offset = VKSVM_FAULT_FLAGS) uint flags;
-    layout(offset = VKSVM_FAULT_KERNEL) uint kernel;
-    layout(offset = VKSVM_FAULT_WORKGROUP) uint workgroup;
+    layout(offset = VKSVM_FAULT_BYTES) uint64_t bytes_flags;
+    layout(offset = VKSVM_FAULT_KERNEL) uint64_t kernel_workgroup;
     layout(offset = VKSVM_FAULT_INVOCATION) uint invocation;
     layout(offset = VKSVM_FAULT_READY) uint ready;
 };
@@ -197,7 +196,7 @@ bool vksvm_is_lockstep_() { return (vksvm_variant_ & VKSVM_VARIANT_LOCKSTEP) != 
 uint64_t vksvm_replay_map_() { return vksvm_launch_.control + uint64_t(VKSVM_CONTROL_REPLAY_MAP + 4u * (vksvm_slot_ >> 5)); }
 uint64_t vksvm_stored_map_() { return vksvm_launch_.control + uint64_t(VKSVM_CONTROL_STORED_MAP + 4u * (vksvm_slot_ >> 5)); }
 
-VksvmWord_ vksvm_count_(uint epoch) {
+VksvmWord_ vksvm_count_(const uint epoch) {
     return VksvmWord_(vksvm_launch_.control + VKSVM_CONTROL_COUNTS + 4ul * (epoch & 1u));
 }
 
@@ -220,7 +219,7 @@ uint vksvm_join_() {
 }
 
 // Counts a unit out; what it stored is available before.
-void vksvm_leave_(uint epoch) {
+void vksvm_leave_(const uint epoch) {
     memoryBarrierBuffer();
     atomicAdd(vksvm_count_(epoch).value, 0xFFFFFFFFu);
 }
@@ -358,20 +357,19 @@ bool vksvm_reserve_(out uint index) {
 }
 
 // Appends to the fault queue. False if it is full: the workgroup is marked for replay, or waits, all the same (I5).
-bool vksvm_report_(uint64_t va, uint bytes, uint flags) {
+bool vksvm_report_(const uint64_t va, const uint bytes, const uint asked) {
     VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
     uint index;
     if (!vksvm_reserve_(index)) return false;
+    uint flags = asked;
     if ((vksvm_variant_ & (VKSVM_VARIANT_PROBE | VKSVM_VARIANT_IDEMPOTENT)) == 0u) {
         uint stored = VksvmWord_(vksvm_stored_map_()).value;
         if (((stored >> (vksvm_slot_ & 31u)) & 1u) != 0u) flags |= VKSVM_FAULT_AFTER_STORE;
     }
     VksvmFault_ fault = VksvmFault_(control.queue + uint64_t(index) * VKSVM_FAULT_SIZE);
     fault.address = va;
-    fault.bytes = bytes;
-    fault.flags = flags | vksvm_site_ << VKSVM_FAULT_SITE_SHIFT;
-    fault.kernel = control.kernel;
-    fault.workgroup = vksvm_workgroup_;
+    fault.bytes_flags = packUint2x32(uvec2(bytes, flags | vksvm_site_ << VKSVM_FAULT_SITE_SHIFT));
+    fault.kernel_workgroup = packUint2x32(uvec2(control.kernel, vksvm_workgroup_));
     fault.invocation = gl_LocalInvocationIndex;
     if (vksvm_is_live_()) {
         memoryBarrierBuffer();
@@ -381,7 +379,7 @@ bool vksvm_report_(uint64_t va, uint bytes, uint flags) {
 }
 
 // Where a store goes that must not happen, and where a load comes from that cannot.
-uint64_t vksvm_sink_(uint64_t va, bool write) {
+uint64_t vksvm_sink_(const uint64_t va, const bool write) {
     return vksvm_launch_.control + uint64_t((write ? VKSVM_CONTROL_SINK : VKSVM_CONTROL_ZEROS) + (uint(va) & 0xFFFu));
 }
 
@@ -408,27 +406,16 @@ bool vksvm_may_store_() {
 
 // Where a store or atomic goes that may not happen at `real`. In a probe, what an atomic finds must be what is there: a loop around a
 // compare and swap would not end.
-uint64_t vksvm_not_stored_(uint64_t va, uint64_t real) {
+uint64_t vksvm_not_stored_(const uint64_t va, const uint64_t real) {
     uint64_t sink = vksvm_sink_(va, true);
     if ((vksvm_variant_ & VKSVM_VARIANT_PROBE) != 0u && !vksvm_poisoned_)
         VksvmPte_(sink & ~7ul).entry = VksvmPte_(real & ~7ul).entry;
     return sink;
 }
 
-// Reports the page of an entry as missing, unless somebody has.
-void vksvm_miss_(uint64_t at, uint64_t va, uint bytes, uint flags) {
-    bool write = (flags & VKSVM_FAULT_WRITE) != 0u;
-    VksvmWord_ low = VksvmWord_(at);
-    uint old = atomicOr(low.value, write ? VKSVM_PTE_PENDING_WRITE : VKSVM_PTE_PENDING_READ);
-    if ((old & (VKSVM_PTE_PENDING_READ | VKSVM_PTE_PENDING_WRITE)) == 0u) {
-        if (!vksvm_report_(va, bytes, flags))
-            atomicAnd(low.value, ~(VKSVM_PTE_PENDING_READ | VKSVM_PTE_PENDING_WRITE));
-    }
-}
-
 // The entry at `at`, while the host may replace it. It does so in one step, and devices that compute on the CPU load it in one. Of others that
 // is not known: the words are taken as those of one entry if the low one, which has the flags, still has its address behind the high one.
-uvec2 vksvm_live_entry_(uint64_t at) {
+uvec2 vksvm_live_entry_(const uint64_t at) {
     if (vksvm_is_lockstep_()) return unpackUint2x32(VksvmLivePte_(at).entry);
     uint low = VksvmLiveWord_(at).value;
     uint high = VksvmLiveWord_(at + 4ul).value;
@@ -436,8 +423,45 @@ uvec2 vksvm_live_entry_(uint64_t at) {
     return whole ? uvec2(low, high) : uvec2(0u);
 }
 
-// Everything but the plain hit: setting accessed and dirty, putting the first store on record, misses.
-uint64_t vksvm_slow_(uint64_t va, uint bytes, bool write) {
+// Everything but the plain hit, where nothing waits: setting accessed and dirty, putting the first store on record, misses. Drivers put this
+// in place for each translation, so there is one atomic operation on the entry, whichever bits it sets, and one report.
+uint64_t vksvm_slow_(const uint64_t va, const uint bytes, const bool write) {
+    uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
+    bool inside = page < uint64_t(vksvm_launch_.pages);
+    // What a poisoned invocation computes from its zeros is not the program's doing.
+    uint flags = (write ? VKSVM_FAULT_WRITE : 0u) | (vksvm_poisoned_ ? VKSVM_FAULT_SPECULATIVE : 0u);
+    bool report = !vksvm_poisoned_;
+    if (inside) {
+        uint64_t at = vksvm_launch_.table + 8ul * page;
+        VksvmWord_ low = VksvmWord_(at);
+        uint entry = low.value;
+        uint need = write ? (VKSVM_PTE_VALID | VKSVM_PTE_WRITABLE) : VKSVM_PTE_VALID;
+        bool there = (entry & need) == need;
+        uint64_t frame = uint64_t(entry & ~VKSVM_PTE_FLAGS) | uint64_t(VksvmWord_(at + 4ul).value) << 32;
+        uint64_t real = frame + uint64_t(uint(va) & VKSVM_PTE_FLAGS);
+        if (write && there && !vksvm_may_store_()) return vksvm_not_stored_(va, real);
+        uint pending = VKSVM_PTE_PENDING_READ | VKSVM_PTE_PENDING_WRITE;
+        // Of a missing page: if this or more was asked for, somebody reported it, and all that is left is to look, not to write.
+        uint asked = write ? VKSVM_PTE_PENDING_WRITE : pending;
+        uint marks = write ? (VKSVM_PTE_ACCESSED | VKSVM_PTE_DIRTY) : VKSVM_PTE_ACCESSED;
+        bool sets = there ? (entry & marks) != marks : (entry & asked) == 0u;
+        uint set = there ? marks : (write ? VKSVM_PTE_PENDING_WRITE : VKSVM_PTE_PENDING_READ);
+        if (sets) entry = atomicOr(low.value, set);
+        if (there) return real;
+        report = sets && (entry & pending) == 0u;
+    } else {
+        flags |= VKSVM_FAULT_OUTSIDE;
+    }
+    bool first = vksvm_poison_();
+    // Null or wild: once a workgroup.
+    if (!inside) report = report && first;
+    if (report && !vksvm_report_(va, bytes, flags) && inside)
+        atomicAnd(VksvmWord_(vksvm_launch_.table + 8ul * page).value, ~(VKSVM_PTE_PENDING_READ | VKSVM_PTE_PENDING_WRITE));
+    return vksvm_sink_(va, write);
+}
+
+// The same in live mode. The loop is the waiting: every turn is a safe point, and a report that was dropped is made again.
+uint64_t vksvm_wait_(const uint64_t va, const uint bytes, const bool write) {
     uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
     uint flags = (write ? VKSVM_FAULT_WRITE : 0u) | (vksvm_poisoned_ ? VKSVM_FAULT_SPECULATIVE : 0u);
     if (page >= uint64_t(vksvm_launch_.pages)) {
@@ -451,33 +475,33 @@ uint64_t vksvm_slow_(uint64_t va, uint bytes, bool write) {
     VksvmWord_ low = VksvmWord_(at);
     uint need = write ? (VKSVM_PTE_VALID | VKSVM_PTE_WRITABLE) : VKSVM_PTE_VALID;
     uint asked = write ? VKSVM_PTE_PENDING_WRITE : (VKSVM_PTE_PENDING_READ | VKSVM_PTE_PENDING_WRITE);
-    bool live = vksvm_is_live_();
-    // Live, the loop is the waiting: every turn is a safe point, and a report that was dropped is made again.
-    uint limit = live ? VksvmControl_(vksvm_launch_.control).poll_limit : 1u;
+    uint limit = VksvmControl_(vksvm_launch_.control).poll_limit;
     for (uint polls = 0u; polls < limit; polls++) {
-        if (live) vksvm_move_();
-        uint entry = live ? VksvmLiveWord_(at).value : low.value;
+        vksvm_move_();
+        uint entry = VksvmLiveWord_(at).value;
         if ((entry & need) == need) {
             if (write && !vksvm_may_store_()) {
                 uint64_t frame = uint64_t(entry & ~VKSVM_PTE_FLAGS) | uint64_t(VksvmWord_(at + 4ul).value) << 32;
                 return vksvm_not_stored_(va, frame + uint64_t(uint(va) & VKSVM_PTE_FLAGS));
             }
             uint set = write ? (VKSVM_PTE_ACCESSED | VKSVM_PTE_DIRTY) : VKSVM_PTE_ACCESSED;
-            // Live, the entry may have been taken away since; then the bits are collected by whoever took it.
+            // The entry may have been taken away since; then the bits are collected by whoever took it.
             if ((entry & set) != set) entry = atomicOr(low.value, set);
             if ((entry & need) == need) {
-                // Live, another frame may have come in place of the zero frame since: both words must be of the same entry.
-                uvec2 whole = live ? vksvm_live_entry_(at) : uvec2(entry, VksvmWord_(at + 4ul).value);
+                // Another frame may have come in place of the zero frame since: both words must be of the same entry.
+                uvec2 whole = vksvm_live_entry_(at);
                 if (((whole.x ^ entry) & ~VKSVM_PTE_FLAGS) == 0u) {
                     // What the host filled the frame with, while this invocation waited, is seen from here on.
-                    if (live && polls > 0u) memoryBarrierBuffer();
+                    if (polls > 0u) memoryBarrierBuffer();
                     return packUint2x32(uvec2((entry & ~VKSVM_PTE_FLAGS) | (uint(va) & VKSVM_PTE_FLAGS), whole.y));
                 }
             }
         } else {
-            if (!live) vksvm_poison_();
-            // Replay: `asked` is ours or stronger, somebody reported it, and all that is left is to look, not to write.
-            if ((entry & asked) == 0u) vksvm_miss_(at, va, bytes, flags);
+            if ((entry & asked) == 0u) {
+                uint old = atomicOr(low.value, write ? VKSVM_PTE_PENDING_WRITE : VKSVM_PTE_PENDING_READ);
+                if ((old & (VKSVM_PTE_PENDING_READ | VKSVM_PTE_PENDING_WRITE)) == 0u && !vksvm_report_(va, bytes, flags))
+                    atomicAnd(low.value, ~(VKSVM_PTE_PENDING_READ | VKSVM_PTE_PENDING_WRITE));
+            }
             if (vksvm_poisoned_) return vksvm_sink_(va, write);
         }
     }
@@ -487,7 +511,7 @@ uint64_t vksvm_slow_(uint64_t va, uint bytes, bool write) {
 
 // Translates in live mode. In lockstep a neighbour that waited may have moved the unit over, and then what the others translated
 // before is void: they meet again behind the slow path, read the mark together, and together translate again.
-uint64_t vksvm_translate_live_(uint64_t va, uint bytes, bool write) {
+uint64_t vksvm_translate_live_(const uint64_t va, const uint bytes, const bool write) {
     uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
     for (uint round = 0u; round < 1000u; round++) {
         uint want = write ? vksvm_write_want_ : VKSVM_READ_WANT_;
@@ -497,7 +521,7 @@ uint64_t vksvm_translate_live_(uint64_t va, uint bytes, bool write) {
         // Now and then the slow path is taken for its safe point alone.
         bool hit = page < uint64_t(vksvm_launch_.pages) && (entry.x & want) == want && (++vksvm_hits_ & 63u) != 0u;
         uint64_t result = packUint2x32(uvec2((entry.x & ~VKSVM_PTE_FLAGS) | (uint(va) & VKSVM_PTE_FLAGS), entry.y));
-        if (!hit) result = vksvm_slow_(va, bytes, write);
+        if (!hit) result = vksvm_wait_(va, bytes, write);
         if (!vksvm_is_lockstep_()) return result;
         VksvmLiveWord_ moved = VksvmLiveWord_(vksvm_unit_ + 4ul);
         if (moved.value == 0u) return result;
@@ -507,7 +531,7 @@ uint64_t vksvm_translate_live_(uint64_t va, uint bytes, bool write) {
     return vksvm_sink_(va, write);
 }
 
-uint64_t vksvm_in_frame_(uint64_t entry, uint64_t va) {
+uint64_t vksvm_in_frame_(const uint64_t entry, const uint64_t va) {
     uvec2 parts = unpackUint2x32(entry);
     return packUint2x32(uvec2((parts.x & ~VKSVM_PTE_FLAGS) | (uint(va) & VKSVM_PTE_FLAGS), parts.y));
 }
@@ -515,7 +539,7 @@ uint64_t vksvm_in_frame_(uint64_t entry, uint64_t va) {
 // Translates in the fast variant: a hit or a void invocation, and no more code than that. What the address waits for is kept short:
 // the table has a power of two of entries, so that nothing is compared before the load, and no function is called whose branches
 // compilers would keep. `entry` is the page's.
-uint64_t vksvm_translate_fast_(uint64_t va, bool write, out uint64_t entry) {
+uint64_t vksvm_translate_fast_(const uint64_t va, const bool write, out uint64_t entry) {
     uint64_t page = (va - vksvm_launch_.heap_base) >> VKSVM_PAGE_SHIFT;
     uint64_t at = vksvm_launch_.table + 8ul * (page & uint64_t(vksvm_launch_.pages - 1u));
     entry = VksvmPte_(at).entry;
@@ -539,7 +563,7 @@ uint64_t vksvm_translate_fast_(uint64_t va, bool write, out uint64_t entry) {
     return start + (va & uint64_t(VKSVM_PTE_FLAGS));
 }
 
-uint64_t vksvm_translate_(uint64_t va, uint bytes, uint want, bool write) {
+uint64_t vksvm_translate_(const uint64_t va, const uint bytes, const uint want, const bool write) {
     if (vksvm_is_direct_()) return va + vksvm_launch_.table;
     if ((vksvm_variant_ & VKSVM_VARIANT_COUNT) != 0u)
         atomicAdd(VksvmControl_(vksvm_launch_.control).translations, 1u);
@@ -557,13 +581,13 @@ uint64_t vksvm_translate_(uint64_t va, uint bytes, uint want, bool write) {
 }
 
 // Device address for loading an aligned scalar or vector at `va`.
-uint64_t vksvm_read(uint64_t va) { return vksvm_translate_(va, 0u, VKSVM_READ_WANT_, false); }
+uint64_t vksvm_read(const uint64_t va) { return vksvm_translate_(va, 0u, VKSVM_READ_WANT_, false); }
 
 // Device address for storing an aligned scalar or vector at `va`.
-uint64_t vksvm_write(uint64_t va) { return vksvm_translate_(va, 0u, vksvm_write_want_, true); }
+uint64_t vksvm_write(const uint64_t va) { return vksvm_translate_(va, 0u, vksvm_write_want_, true); }
 
 // Device address for an atomic read-modify-write of an aligned scalar at `va`.
-uint64_t vksvm_atomic(uint64_t va) { return vksvm_translate_(va, 0u, vksvm_write_want_, true); }
+uint64_t vksvm_atomic(const uint64_t va) { return vksvm_translate_(va, 0u, vksvm_write_want_, true); }
 
 // Where a part of every array is at `device`: whether `bytes` from `offset` on are in it.
 bool vksvm_there_(VksvmArray array, uint64_t offset, uint64_t bytes) {
@@ -577,7 +601,7 @@ bool vksvm_there_(VksvmArray array, uint64_t offset, uint64_t bytes) {
 bool vksvm_is_bounded_() { return (vksvm_variant_ & VKSVM_VARIANT_BOUNDS) != 0u; }
 
 // Where a store to an array goes that is at `real`, whose page was marked as used beforehand.
-uint64_t vksvm_store_at_(uint64_t va, uint64_t real) {
+uint64_t vksvm_store_at_(const uint64_t va, const uint64_t real) {
     bool looks = !vksvm_is_direct_() && (vksvm_is_fast_() || (vksvm_write_want_ & VKSVM_PTE_NEVER) != 0u);
     return looks && !vksvm_may_store_() ? vksvm_not_stored_(va, real) : real;
 }
@@ -771,7 +795,7 @@ bool vksvm_uniform_poisoned() { return vksvm_group_poisoned_; }
 
 // A piece of the bounce arena whose address agrees with `va` modulo 16; 0 if it is used up, and then the
 // invocation is poisoned: the arena is empty again when its workgroup runs again.
-uint64_t vksvm_bounce_(uint64_t va, uint bytes) {
+uint64_t vksvm_bounce_(const uint64_t va, const uint bytes) {
     VksvmControl_ control = VksvmControl_(vksvm_launch_.control);
     uint room = (bytes + 31u) & ~15u;
     uint at = atomicAdd(control.bounce_head, room);
@@ -784,7 +808,7 @@ uint64_t vksvm_bounce_(uint64_t va, uint bytes) {
 
 // Copies the words that cover [0, bytes) between a straddling object, whose two parts are at `first` and
 // `second`, and its copy.
-void vksvm_copy_straddling_(uint64_t va, uint bytes, uint64_t first, uint64_t second, uint64_t copy, bool out_) {
+void vksvm_copy_straddling_(const uint64_t va, const uint bytes, const uint64_t first, const uint64_t second, const uint64_t copy, const bool out_) {
     uint skew = uint(va) & 3u;
     uint head = VKSVM_PAGE_SIZE - ((uint(va) & 0xFFFu) - skew);
     for (uint i = 0u; i < bytes + skew; i += 4u) {
@@ -795,7 +819,7 @@ void vksvm_copy_straddling_(uint64_t va, uint bytes, uint64_t first, uint64_t se
 }
 
 // vksvm_object_() in the fast variant.
-uint64_t vksvm_object_fast_(uint64_t va, uint bytes, bool write) {
+uint64_t vksvm_object_fast_(const uint64_t va, const uint bytes, const bool write) {
     uint head = VKSVM_PAGE_SIZE - (uint(va) & 0xFFFu);
     bool straddles = bytes > head;
     uint64_t entry;
@@ -817,7 +841,7 @@ uint64_t vksvm_object_fast_(uint64_t va, uint bytes, bool write) {
 }
 
 // Translates an object that may straddle two pages.
-uint64_t vksvm_object_(uint64_t va, uint bytes, bool write) {
+uint64_t vksvm_object_(const uint64_t va, const uint bytes, const bool write) {
     if (vksvm_is_direct_()) return va + vksvm_launch_.table;
     if (vksvm_is_fast_()) return vksvm_object_fast_(va, bytes, write);
     uint head = VKSVM_PAGE_SIZE - (uint(va) & 0xFFFu);
@@ -864,18 +888,18 @@ uint64_t vksvm_object_(uint64_t va, uint bytes, bool write) {
 }
 
 // Device address for loading an object of `bytes` (at most a page) at any address.
-uint64_t vksvm_read(uint64_t va, uint bytes) {
+uint64_t vksvm_read(const uint64_t va, const uint bytes) {
     return vksvm_object_(va, bytes, false);
 }
 
 // Device address under which an object of `bytes` (at most a page) may be changed; hand it to
 // vksvm_end_write() when done. Two invocations must not change the same object at the same time.
-uint64_t vksvm_begin_write(uint64_t va, uint bytes) {
+uint64_t vksvm_begin_write(const uint64_t va, const uint bytes) {
     return vksvm_object_(va, bytes, true);
 }
 
 // Makes what was stored through vksvm_begin_write() part of the object.
-void vksvm_end_write(uint64_t va, uint bytes, uint64_t address) {
+void vksvm_end_write(const uint64_t va, const uint bytes, const uint64_t address) {
     if (vksvm_is_direct_()) return;
     if (vksvm_is_fast_() && (vksvm_variant_ & VKSVM_VARIANT_IDEMPOTENT) != 0u) return;
     uint head = VKSVM_PAGE_SIZE - (uint(va) & 0xFFFu);
@@ -901,19 +925,19 @@ void vksvm_end_write(uint64_t va, uint bytes, uint64_t address) {
 }
 
 // Fast variant: whether an object lies in a run; aligned ones of 0 bytes do not reach past their first.
-bool vksvm_in_run_(VksvmRun run, uint64_t va, uint bytes) {
+bool vksvm_in_run_(const VksvmRun run, const uint64_t va, const uint bytes) {
     uint64_t offset = va - run.va;
-    return vksvm_is_fast_() && offset < run.bytes && (bytes == 0u || run.bytes - offset >= uint64_t(bytes));
+    return offset < run.bytes && (bytes == 0u || run.bytes - offset >= uint64_t(bytes));
 }
 
 // As vksvm_object_(), or without `bytes` as vksvm_read() and vksvm_write(), for what most likely lies in a run: then it costs no load.
-uint64_t vksvm_run_read_(VksvmRun run, uint64_t va, uint bytes) {
-    if (vksvm_in_run_(run, va, bytes)) return run.device + (va - run.va);
+uint64_t vksvm_run_read_(const VksvmRun run, const uint64_t va, const uint bytes) {
+    if (vksvm_is_fast_() && vksvm_in_run_(run, va, bytes)) return run.device + (va - run.va);
     return bytes == 0u ? vksvm_read(va) : vksvm_object_(va, bytes, false);
 }
 
-uint64_t vksvm_run_write_(VksvmRun run, uint64_t va, uint bytes) {
-    if (vksvm_in_run_(run, va, bytes)) {
+uint64_t vksvm_run_write_(const VksvmRun run, const uint64_t va, const uint bytes) {
+    if (vksvm_is_fast_() && vksvm_in_run_(run, va, bytes)) {
         uint64_t real = run.device + (va - run.va);
         return vksvm_may_store_() ? real : vksvm_not_stored_(va, real);
     }

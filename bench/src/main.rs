@@ -33,7 +33,7 @@ struct Arguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     runs: Option<u32>,
     /// Only cases whose names contain this, in benchmarks that measure cases one by one (`coalesce`,
-    /// `invalidate`, `live`, `oversub`, `thrash`)
+    /// `invalidate`, `live`, `oversub`, `resident`, `rewrite`, `thrash`)
     #[arg(long, value_name = "TEXT")]
     case: Option<String>,
 }

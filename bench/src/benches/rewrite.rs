@@ -19,23 +19,37 @@ use vksvm::kernel::rewrite::rewrite;
 const ROUNDS: u32 = 31;
 
 pub(super) fn run(suite: &mut Suite) -> Result<()> {
-    first_results(suite)?;
+    if suite.wants("first result") {
+        first_results(suite)?;
+    }
     let svm = suite.open(|builder| builder)?;
     let n = suite.size(1u32 << 23, 1 << 22);
-    let work = Stream::new(&svm, n, false, "raw_saxpy", spirv!("raw_saxpy"))?;
-    measure(suite, &svm, "saxpy", work, spirv!("raw_saxpy"), spirv!("saxpy"), 1.15)?;
-    let work = Stream::new(&svm, n, true, "raw_grid", spirv!("raw_grid"))?;
-    measure(suite, &svm, "saxpy, grid stride", work, spirv!("raw_grid"), spirv!("grid"), 1.15)?;
-    let work = Gather::new(&svm, suite.size(1 << 22, 1 << 21), spirv!("raw_gather"))?;
-    measure(suite, &svm, "random gather", work, spirv!("raw_gather"), spirv!("gather"), 1.10)?;
-    let (nodes, n) = (suite.size(1usize << 20, 1 << 19), suite.size(1u32 << 16, 1 << 15));
-    let work = Chase::new(&svm, nodes, n, spirv!("raw_chase"))?;
-    measure(suite, &svm, "pointer chase", work, spirv!("raw_chase"), spirv!("chase"), 1.35)?;
-    let (nodes, n) = (suite.size(1usize << 18, 1 << 17), suite.size(1u32 << 18, 1 << 17));
-    let work = Tree::new(&svm, nodes, n, spirv!("raw_tree"))?;
-    measure(suite, &svm, "tree traversal", work, spirv!("raw_tree"), spirv!("tree"), 1.35)?;
-    sizes(suite)?;
-    pipelines(suite, &svm)
+    if suite.wants("saxpy") {
+        let work = Stream::new(&svm, n, false, "raw_saxpy", spirv!("raw_saxpy"))?;
+        measure(suite, &svm, "saxpy", work, spirv!("raw_saxpy"), spirv!("saxpy"), 1.15)?;
+    }
+    if suite.wants("saxpy, grid stride") {
+        let work = Stream::new(&svm, n, true, "raw_grid", spirv!("raw_grid"))?;
+        measure(suite, &svm, "saxpy, grid stride", work, spirv!("raw_grid"), spirv!("grid"), 1.15)?;
+    }
+    if suite.wants("random gather") {
+        let work = Gather::new(&svm, suite.size(1 << 22, 1 << 21), spirv!("raw_gather"))?;
+        measure(suite, &svm, "random gather", work, spirv!("raw_gather"), spirv!("gather"), 1.10)?;
+    }
+    if suite.wants("pointer chase") {
+        let (nodes, n) = (suite.size(1usize << 20, 1 << 19), suite.size(1u32 << 16, 1 << 15));
+        let work = Chase::new(&svm, nodes, n, spirv!("raw_chase"))?;
+        measure(suite, &svm, "pointer chase", work, spirv!("raw_chase"), spirv!("chase"), 1.35)?;
+    }
+    if suite.wants("tree traversal") {
+        let (nodes, n) = (suite.size(1usize << 18, 1 << 17), suite.size(1u32 << 18, 1 << 17));
+        let work = Tree::new(&svm, nodes, n, spirv!("raw_tree"))?;
+        measure(suite, &svm, "tree traversal", work, spirv!("raw_tree"), spirv!("tree"), 1.35)?;
+    }
+    if suite.wants("rewriting") {
+        sizes(suite)?;
+    }
+    if suite.wants("pipelines") { pipelines(suite, &svm) } else { Ok(()) }
 }
 
 fn measure(

@@ -4,10 +4,12 @@
 mod arrays;
 mod direct;
 mod dispatch;
+mod entries;
 mod error;
 pub(crate) mod execute;
 mod fast;
 mod hold;
+mod instances;
 pub(crate) mod kept;
 mod launch;
 mod live;
@@ -87,13 +89,16 @@ pub struct KernelModule {
 
 impl KernelModule {
     /// Reads and checks a module for a device with `push_bytes` of push constants; one that was compiled without the include is
-    /// rewritten.
+    /// rewritten. Of several compute entry points, the one called `name` is the kernel.
     pub fn new(name: &str, spirv: &[u8], push_bytes: usize) -> Result<Self, KernelError> {
         Self::kept(name, spirv, push_bytes, Kept::default())
     }
 
     /// As [`new`](Self::new), with what was made of the same module before, if it was kept.
     pub(crate) fn kept(name: &str, spirv: &[u8], push_bytes: usize, kept: Kept) -> Result<Self, KernelError> {
+        let spirv = &*entries::only(spirv, name).map_err(|entries::Unnamed { found, names }| {
+            KernelError::EntryPoint { kernel: name.into(), found, names }
+        })?;
         let origin = Origin::new(spirv, push_bytes);
         let made = match kept.module(&origin) {
             Some(made) => made,

@@ -19,13 +19,17 @@ pub enum KernelError {
         /// What the parser said.
         reason: String,
     },
-    /// No compute entry point, or several.
-    #[error("kernel `{kernel}` has {found} compute entry points; it must have one")]
+    /// No compute entry point, or several none of which has the kernel's name.
+    #[error(
+        "kernel `{kernel}` has {found} compute entry points ({names}): it must have one, or one that is called like the kernel"
+    )]
     EntryPoint {
         /// The kernel's name.
         kernel: String,
         /// How many were found.
         found: usize,
+        /// What they are called.
+        names: String,
     },
     /// Compiled without the include, and without pointers that could be translated for it.
     #[error(
@@ -103,7 +107,7 @@ pub(super) fn reflect(kernel: &str, spirv: &[u8]) -> Result<Reflected, KernelErr
         .filter(|entry| entry.operands.first() == Some(&Operand::ExecutionModel(ExecutionModel::GLCompute)))
         .collect();
     let [entry] = entries[..] else {
-        return Err(KernelError::EntryPoint { kernel: kernel.into(), found: entries.len() });
+        return Err(KernelError::EntryPoint { kernel: kernel.into(), found: entries.len(), names: String::new() });
     };
     let (Some(Operand::IdRef(function)), Some(Operand::LiteralString(name))) =
         (entry.operands.get(1), entry.operands.get(2))

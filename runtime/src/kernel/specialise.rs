@@ -5,10 +5,13 @@
 //! here, branches that follow from it are taken, and what is then unreachable goes: on llvmpipe, pipelines are made five to fifty
 //! times faster.
 //!
+//! Functions are cut once for each set of constants that their calls pass ([`instances`](super::instances)).
+//!
 //! Only what is certain is folded: 32-bit unsigned and boolean operations on constants, at module scope and in functions, calls of
 //! functions that return such a constant, and two-way branches. A merge or continue block that cannot be reached but is still
 //! named stays, empty, as SPIR-V's rules of structured control flow ask for.
 
+use super::instances::Instances;
 use super::read::read;
 use crate::device::layout::variant;
 use rspirv::binary::Assemble;
@@ -22,11 +25,14 @@ pub(crate) fn specialise(words: &[u32], variant_bits: u32) -> Option<Vec<u32>> {
     set_variant(&mut module, variant_bits);
     let mut known = fold_globals(&mut module);
     let constants = constant_functions(&module, &known);
-    let mut undefined = Undefined::new(&module);
-    for function in &mut module.functions {
-        cut(function, &mut known, &constants, &mut undefined);
+    let mut fresh = Fresh::new(&module);
+    let mut instances = Instances::new(&mut module, &mut fresh);
+    while let Some(mut function) = instances.next(&mut module, &mut known, &mut fresh) {
+        cut(&mut function, &mut known, &constants, &mut fresh);
+        instances.call(&mut function, &known, &mut fresh);
+        module.functions.push(function);
     }
-    undefined.declare(&mut module);
+    fresh.declare(&mut module);
     drop_unused_functions(&mut module);
     Some(module.assemble())
 }
@@ -53,7 +59,7 @@ fn set_variant(module: &mut Module, bits: u32) {
 }
 
 /// What is known of constants: 32-bit unsigned integers, and booleans as 0 and 1.
-type Known = HashMap<Word, u32>;
+pub(super) type Known = HashMap<Word, u32>;
 
 /// Works out operations on constants at module scope.
 fn fold_globals(module: &mut Module) -> Known {
@@ -143,27 +149,34 @@ fn constant_functions(module: &Module, known: &Known) -> Known {
     module.functions.iter().filter_map(constant).collect()
 }
 
-/// Undefined values for what came along ways that are gone.
-struct Undefined {
+/// New ids, and undefined values for what came along ways that are gone.
+pub(super) struct Fresh {
     next: Word,
-    made: HashMap<Word, Word>,
+    undefined: HashMap<Word, Word>,
 }
 
-impl Undefined {
+impl Fresh {
     fn new(module: &Module) -> Self {
-        Self { next: module.header.as_ref().map_or(1, |header| header.bound), made: HashMap::new() }
+        Self { next: module.header.as_ref().map_or(1, |header| header.bound), undefined: HashMap::new() }
     }
 
-    fn of(&mut self, ty: Word) -> Word {
+    /// An id that nothing has.
+    pub(super) fn id(&mut self) -> Word {
+        self.next += 1;
+        self.next - 1
+    }
+
+    /// An undefined value of a type.
+    fn undefined(&mut self, ty: Word) -> Word {
         let next = &mut self.next;
-        *self.made.entry(ty).or_insert_with(|| {
+        *self.undefined.entry(ty).or_insert_with(|| {
             *next += 1;
             *next - 1
         })
     }
 
     fn declare(self, module: &mut Module) {
-        let mut made: Vec<_> = self.made.into_iter().collect();
+        let mut made: Vec<_> = self.undefined.into_iter().collect();
         made.sort_unstable();
         for (ty, id) in made {
             module.types_global_values.push(Instruction::new(Op::Undef, Some(ty), Some(id), vec![]));
@@ -186,7 +199,7 @@ enum Fate {
 }
 
 /// Takes the branches of a function that follow from constants, and what cannot be reached out of it.
-fn cut(function: &mut Function, known: &mut Known, constants: &Known, undefined: &mut Undefined) {
+fn cut(function: &mut Function, known: &mut Known, constants: &Known, fresh: &mut Fresh) {
     let place: HashMap<Word, usize> =
         function.blocks.iter().enumerate().filter_map(|(at, block)| Some((block.label_id()?, at))).collect();
     let mut fates = vec![Fate::Gone; function.blocks.len()];
@@ -257,7 +270,7 @@ fn cut(function: &mut Function, known: &mut Known, constants: &Known, undefined:
                 if !edges.contains(&(from, label)) {
                     continue;
                 }
-                let value = if stubs.contains(&from) { Operand::IdRef(undefined.of(ty)) } else { pair[0].clone() };
+                let value = if stubs.contains(&from) { Operand::IdRef(fresh.undefined(ty)) } else { pair[0].clone() };
                 kept.extend([value, pair[1].clone()]);
             }
             phi.operands = kept;

@@ -237,7 +237,7 @@ impl Svm {
         &self.inner.space
     }
 
-    /// Loads a kernel from SPIR-V; `name` is for messages. The kernel is a plain compute shader that follows pointers
+    /// Loads a kernel from SPIR-V; `name` is for messages, and says which it is of several compute entry points. The kernel is a plain compute shader that follows pointers
     /// (`buffer_reference` in GLSL), which is [rewritten](crate::kernel::rewrite), or was compiled with `vksvm.glsl`.
     ///
     /// # Safety

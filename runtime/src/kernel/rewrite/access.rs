@@ -528,8 +528,9 @@ impl Translator<'_> {
             Op::TypeArray => element.and_then(|element| {
                 let count = self.code.constant_value(declared.operands.get(1)?.id_ref_any()?)?;
                 let stride = self.layouts.array_stride(place.pointee)?;
-                let small = count <= MAX_PARTS;
-                small.then(|| (0..count).map(|index| (element, index.wrapping_mul(stride), place.matrix)).collect())
+                // One more than is taken apart says that they are too many.
+                let count = count.min(MAX_PARTS + 1);
+                Some((0..count).map(|index| (element, index.wrapping_mul(stride), place.matrix)).collect())
             }),
             Op::TypeStruct => declared
                 .operands

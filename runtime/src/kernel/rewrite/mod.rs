@@ -4,8 +4,8 @@
 //! the module (`link`); a new entry point runs the launch protocol around the shader's own (`entry`), the launch block
 //! comes to lie before its push constants (`push`), every access through a pointer to physical memory is translated
 //! right before it happens (`access`), and loops and barriers keep working when a page is missing (`loops`,
-//! `barriers`). What cannot be rewritten is refused, and a check over the result proves that nothing was forgotten
-//! (`check`).
+//! `barriers`). What cannot be rewritten is refused (`check`), and a proof over the result shows that nothing was forgotten
+//! and that each access is covered by its translation (`proof`).
 //!
 //! Pointers stay virtual wherever they are kept, passed and computed with; only accesses see device addresses, and none
 //! outlives the access it was made for. So a pointer must point into the heap: the device address of another buffer faults.
@@ -30,6 +30,7 @@ mod link;
 mod loops;
 mod operands;
 mod order;
+mod proof;
 mod push;
 mod replay;
 mod runs;
@@ -52,33 +53,10 @@ use covers::Covers;
 use graph::Graph;
 use layout::{Layouts, MatrixLayout};
 use rspirv::binary::Assemble;
-use rspirv::dr::{Function, Operand};
+use rspirv::dr::{Function, Module, Operand};
 use rspirv::spirv::{Op, StorageClass, Word};
 use std::collections::{HashMap, HashSet};
 
-/// Functions of the library that translate.
-const TRANSLATIONS: [&str; 18] = [
-    "link_read",
-    "link_write",
-    "link_atomic",
-    "link_read_object",
-    "link_begin_write",
-    "link_run_read",
-    "link_run_write",
-    "link_run_read_object",
-    "link_run_begin_write",
-    "link_own_read",
-    "link_own_write",
-    "link_own_read_object",
-    "link_own_begin_write",
-    "link_near_read",
-    "link_near_write",
-    "link_near_read_object",
-    "link_near_begin_write",
-    "link_hoisted_read",
-];
-/// Functions of the library that make the address of an access that is covered out of a translation before it.
-const AGAIN: [&str; 4] = ["link_again_read", "link_again_read_stored", "link_again_write", "link_again_atomic"];
 /// Bytes of push constants that every device has.
 const LEAST_PUSH_BYTES: usize = 128;
 
@@ -110,7 +88,45 @@ pub fn rewrite(spirv: &[u8]) -> Result<Rewritten, RewriteError> {
 pub fn rewrite_within(spirv: &[u8], push_bytes: usize) -> Result<Rewritten, RewriteError> {
     let (words, module) = read(spirv).map_err(RewriteError::Malformed)?;
     order::check(&module).map_err(RewriteError::Malformed)?;
-    let mut stats = RewriteStats { words_in: words.len(), ..RewriteStats::default() };
+    let mut transformed = transform(module, push_bytes)?;
+    transformed.prove()?;
+    let Transformed { mut code, runs, mut stats, sites, .. } = transformed;
+    drop_unused_functions(&mut code.module);
+    let bound = code.bound();
+    if let Some(header) = &mut code.module.header {
+        header.bound = bound;
+    }
+    stats.words_in = words.len();
+    let words = code.module.assemble();
+    stats.words_out = words.len();
+    Ok(Rewritten { words, runs, stats, sites: sites.into_places() })
+}
+
+/// A module whose accesses were translated, and what is known of it.
+struct Transformed {
+    code: Code,
+    linked: link::Linked,
+    /// The first function that is the library's.
+    own: usize,
+    layouts: Layouts,
+    matrices: HashMap<Word, MatrixLayout>,
+    fixed: HashSet<Word>,
+    runs: Runs,
+    stats: RewriteStats,
+    sites: sites::Sites,
+}
+
+impl Transformed {
+    /// Proves that nothing was left untranslated.
+    fn prove(&mut self) -> Result<(), RewriteError> {
+        self.matrices.extend(matrices(&self.code, &self.layouts));
+        let known = Known { layouts: &self.layouts, matrices: &self.matrices, fixed: &self.fixed };
+        proof::verify(&self.code, self.own, &self.linked, known)
+    }
+}
+
+fn transform(module: Module, push_bytes: usize) -> Result<Transformed, RewriteError> {
+    let mut stats = RewriteStats::default();
     let mut code = Code::new(module);
     let function = check::entry_function(&code)?;
     let layouts = Layouts::of(&code);
@@ -153,18 +169,7 @@ pub fn rewrite_within(spirv: &[u8], push_bytes: usize) -> Result<Rewritten, Rewr
     let entry = entry::Entry { function, size, barriers: with_barriers.contains(&function) };
     entry::wrap(&mut code, &linked, &entry, &replaced)?;
 
-    let all = |names: &[&str]| names.iter().map(|name| linked.function(name)).collect::<Result<HashSet<_>, _>>();
-    let trusted = check::Trusted { translations: all(&TRANSLATIONS)?, again: all(&AGAIN)?, linked: &linked };
-    matrices.extend(self::matrices(&code, &layouts));
-    check::verify(&code, own, &trusted, Known { layouts: &layouts, matrices: &matrices, fixed: &fixed })?;
-    drop_unused_functions(&mut code.module);
-    let bound = code.bound();
-    if let Some(header) = &mut code.module.header {
-        header.bound = bound;
-    }
-    let words = code.module.assemble();
-    stats.words_out = words.len();
-    Ok(Rewritten { words, runs, stats, sites: sites.into_places() })
+    Ok(Transformed { code, linked, own, layouts, matrices, fixed, runs, stats, sites })
 }
 
 fn translate(

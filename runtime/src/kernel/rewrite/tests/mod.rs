@@ -1,5 +1,8 @@
 //! Rewriting without a device.
 
+mod mutants;
+mod refusals;
+
 use super::*;
 use crate::device::layout::variant;
 use crate::kernel::specialise::specialise;
@@ -7,9 +10,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
-const SAXPY: &[u8] = include_bytes!("../../../../tests/shaders/plain/spv/saxpy.spv");
-const LIST: &[u8] = include_bytes!("../../../../tests/shaders/plain/spv/list_break_deep.spv");
-const INCLUDED: &[u8] = include_bytes!("../../../../tests/shaders/spv/saxpy.spv");
+const SAXPY: &[u8] = include_bytes!("../../../../../tests/shaders/plain/spv/saxpy.spv");
+const LIST: &[u8] = include_bytes!("../../../../../tests/shaders/plain/spv/list_break_deep.spv");
+const INCLUDED: &[u8] = include_bytes!("../../../../../tests/shaders/spv/saxpy.spv");
 
 /// The kernels of the corpus, by name.
 fn corpus() -> Vec<(String, Vec<u8>)> {
