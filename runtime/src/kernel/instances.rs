@@ -103,9 +103,8 @@ impl Instances {
     fn instance(&mut self, of: Word, mut constants: Vec<Option<u32>>, fresh: &mut Fresh) -> Word {
         let Some(Callee { function, instructions, decides }) = self.functions.get(&of) else { return of };
         constants.resize(function.parameters.len(), None);
-        if !decides {
-            constants.fill(None);
-        } else if self.added + instructions > MAX_ADDED && !self.made.contains_key(&(of, constants.clone())) {
+        let new = !self.made.contains_key(&(of, constants.clone()));
+        if !decides || (new && self.added + instructions > MAX_ADDED) {
             constants.fill(None);
         }
         let instance = (of, constants);
