@@ -337,6 +337,7 @@ impl Builder {
                         FaultMode::Auto if try_live => CopiesBeside::CpuDevices,
                         FaultMode::Auto | FaultMode::Replay => CopiesBeside::Never,
                     },
+                    copy_patience: None,
                     cache: cache.clone(),
                 })?))
                 .clone(),

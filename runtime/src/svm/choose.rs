@@ -21,6 +21,31 @@ pub enum FaultMode {
     /// A missing page is waited for inside the kernel, if a start-up probe shows that this works; else replay, and
     /// [`Info::fault_mode`](crate::Info::fault_mode) says why. On llvmpipe this sets `LP_NUM_THREADS`, unless it is set, to leave a
     /// processor to the service thread: open the runtime before starting threads whose C code reads the environment.
+    ///
+    /// **CPU threads and the running kernel may work on the same data.** A page that is copied belongs to the CPU or to one device for
+    /// writing, never to both, and a change of owner orders everything on *that page*: what was stored before it is there after it. Beyond that:
+    ///
+    /// - *Same word.* An atomic operation of a CPU thread (any ordering) and one of the kernel (device scope: what GLSL's `atomicAdd()` and its like are,
+    ///   and `gl_ScopeDevice` of `GL_KHR_memory_scope_semantics`) on the same naturally aligned 32- or 64-bit word are atomic against each other, and
+    ///   agree on one order of the word's values. `gl_ScopeWorkgroup` and narrower is not enough.
+    /// - *CPU to kernel.* Data stored, then a flag with `Ordering::Release`; the kernel reads the flag with a device-scope atomic, or a
+    ///   `volatile` load, and then executes `memoryBarrierBuffer()` (or reads it with `gl_SemanticsAcquire`, `gl_StorageSemanticsBuffer` at device scope): what it loads after
+    ///   that, by translating again, is that data, on whatever pages it lies.
+    /// - *Kernel to CPU.* Data stored, `memoryBarrierBuffer()`, then the flag with an atomic or `volatile` store (or `gl_SemanticsRelease`); a CPU thread that
+    ///   reads the flag with `Ordering::Acquire` reads that data. Between invocations the rules of SPIR-V hold as in any kernel.
+    ///
+    /// *Not* promised: anything about accesses that are not atomic to the same word from both sides at once; an order between plain stores to different pages
+    /// without the barrier; fairness; that a word is seen by who does not ask for it again; and, where pages stay at home ([`Placement::Remote`](crate::Placement::Remote)) on a
+    /// device behind a bus, that the device's atomics are atomic against the CPU's (on devices that compute on the CPU they are). A kernel that
+    /// waits must call something of `vksvm.glsl`, or access the heap, in its loop, and end the loop when it is poisoned (plain shaders: when rewritten, they do).
+    /// In replay mode a kernel sees nothing that the CPU stores during its dispatch.
+    ///
+    /// *Why that holds:* Vulkan's memory model has no scope that includes the host while a kernel runs (a device-scope operation reaches the
+    /// device's invocations; the host's domain is reached by waiting for the queue). So the order comes from the change of owner. The kernel's unit makes its
+    /// stores available (release at device scope) before it counts itself out of the epoch; the host, having read that count (acquire), copies the page; the CPU's mapping
+    /// comes after. The other way round the entry is published after the copy, and the kernel executes a barrier after it waited for it. What is left to trust is that
+    /// device atomics on host-coherent memory are seen by the host and the other way round while a kernel runs: that is what the start-up probe tries. On the CPU's side the
+    /// orders are those of Rust and C++20.
     Live,
 }
 

@@ -21,8 +21,10 @@ void main() {
         stored.at[i].before = turn;
         while (atomicOr(go.turn, 0u) < turn) {}
         memoryBarrierBuffer();
+        // Loaded before anything else of it is stored to: what is beside it was translated before the wait.
+        uint heard = stored.at[i].before;
         stored.at[i].after = turn;
-        stored.at[i].heard = stored.at[i].before;
+        stored.at[i].heard = heard;
         stored.at[i].sum = said + loaded.at[i];
         atomicAdd(counted.at[i], 1u);
     }

@@ -199,9 +199,25 @@ fn numbers_go_to_a_running_kernel_and_back_through_a_queue_for_copies() {
     ring(ThrashPolicy::Off, CopyPath::Staging, 30_000);
 }
 
+/// What is published before it is there would be read before it is there.
+#[test]
+fn numbers_go_to_a_running_kernel_and_back_where_copies_take_their_time() {
+    let device = Faulty::open(Probe::AsItIs);
+    device.dawdles.store(true, Ordering::Relaxed);
+    let thrash = ThrashOptions { policy: ThrashPolicy::Off, ..ThrashOptions::default() };
+    let svm = moving(|builder| {
+        builder.with_device(device.clone()).fault_mode(FaultMode::Live).time_limit(HANG).thrash(thrash)
+    });
+    ring_on(&svm, 30_000);
+    assert!(svm.stats().pages_in > 20, "nothing was copied: {}", svm.stats());
+}
+
 fn ring(policy: ThrashPolicy, copies: CopyPath, n: u32) {
+    ring_on(&live_with(policy, copies), n);
+}
+
+fn ring_on(svm: &Fixture, n: u32) {
     const CAPACITY: usize = 1 << 16;
-    let svm = live_with(policy, copies);
     let heap = svm.heap();
     let mut from = heap.vec_zeroed::<u32>(CAPACITY).unwrap();
     let mut to = heap.vec_zeroed::<u32>(CAPACITY).unwrap();
@@ -297,29 +313,47 @@ fn a_kernel_that_never_returns_is_cancelled_and_the_runtime_stays_usable() {
     assert!(out.iter().all(|&word| word == 1));
 }
 
+/// What the start-up probe says.
+enum Probe {
+    AsItIs,
+    Fails,
+    /// What it would say, had it not tried to copy beside a kernel.
+    CopiesUntried,
+}
+
 /// The device, with faults to order.
 struct Faulty {
     device: VulkanDevice,
-    no_live: bool,
+    probe: Probe,
     dies: AtomicBool,
     /// Copies hang until the kernel is told to give up.
     hangs: AtomicBool,
     /// Copies take longer than any invocation waits.
     lags: AtomicBool,
-    give_up: Mutex<Option<Box<dyn Fn() + Send + Sync>>>,
+    /// Copies take longer than a kernel takes to find a page.
+    dawdles: AtomicBool,
+    /// Times that kernels were told to give up by the device's own copies.
+    stalls: Arc<AtomicU32>,
+    give_up: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
 }
 
 impl Faulty {
-    fn open(no_live: bool) -> Arc<Self> {
+    fn open(probe: Probe) -> Arc<Self> {
         let validation = std::env::var("VKSVM_VALIDATION").is_ok_and(|value| value != "0");
         let mut options = VulkanOptions::default();
         (options.leave_processor, options.validation) = (true, validation);
+        Self::open_with(probe, &options)
+    }
+
+    fn open_with(probe: Probe, options: &VulkanOptions) -> Arc<Self> {
         Arc::new(Self {
-            device: VulkanDevice::open(&options).unwrap(),
-            no_live,
+            device: VulkanDevice::open(options).unwrap(),
+            probe,
             dies: AtomicBool::new(false),
             hangs: AtomicBool::new(false),
             lags: AtomicBool::new(false),
+            dawdles: AtomicBool::new(false),
+            stalls: Arc::default(),
             give_up: Mutex::new(None),
         })
     }
@@ -343,6 +377,9 @@ impl Device for Faulty {
         if self.hangs.load(Ordering::Relaxed) || self.lags.load(Ordering::Relaxed) {
             while !self.device.ended(Duration::from_millis(1))? {}
         }
+        if self.dawdles.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         // SAFETY: the caller's promise.
         unsafe { self.device.copy_in(copies) }
     }
@@ -358,13 +395,23 @@ impl Device for Faulty {
         self.device.run(dispatch)
     }
     fn probe_live(&self) -> Result<LiveUnit, String> {
-        if self.no_live { Err("loops end early, says the test".into()) } else { self.device.probe_live() }
+        match self.probe {
+            Probe::AsItIs => self.device.probe_live(),
+            Probe::Fails => Err("loops end early, says the test".into()),
+            Probe::CopiesUntried => Ok(LiveUnit::Workgroup),
+        }
     }
     fn on_stall(&self, give_up: Box<dyn Fn() + Send + Sync>) {
-        *self.give_up.lock().unwrap() = Some(give_up);
+        let give_up: Arc<dyn Fn() + Send + Sync> = give_up.into();
+        *self.give_up.lock().unwrap() = Some(give_up.clone());
+        let stalls = self.stalls.clone();
+        self.device.on_stall(Box::new(move || {
+            stalls.fetch_add(1, Ordering::Relaxed);
+            give_up();
+        }));
     }
     fn start(&self, dispatch: &Dispatch<'_>) -> Result<(), DeviceError> {
-        assert!(!self.no_live, "a dispatch is started for live mode, which does not work here");
+        assert!(!matches!(self.probe, Probe::Fails), "a dispatch is started for live mode, which does not work here");
         self.device.start(dispatch)
     }
     fn ended(&self, patience: Duration) -> Result<bool, DeviceError> {
@@ -380,7 +427,7 @@ impl Device for Faulty {
 
 #[test]
 fn where_the_probe_fails_launches_are_replayed_and_info_says_why() {
-    let svm = with(|builder| builder.with_device(Faulty::open(true)).fault_mode(FaultMode::Live));
+    let svm = with(|builder| builder.with_device(Faulty::open(Probe::Fails)).fault_mode(FaultMode::Live));
     let mode = svm.info().fault_mode;
     assert!(mode.starts_with("replay") && mode.contains("loops end early"), "{mode}");
     update_pages_once(&svm);
@@ -396,7 +443,7 @@ fn update_pages_once(svm: &Fixture) {
 
 #[test]
 fn a_service_thread_that_dies_ends_the_kernel_that_waits_for_it() {
-    let device = Faulty::open(false);
+    let device = Faulty::open(Probe::AsItIs);
     // Left alone, it would wait for minutes.
     let svm = with(|builder| builder.with_device(device.clone()).fault_mode(FaultMode::Live).poll_limit(u32::MAX));
     let flag = svm.heap().vec_from_slice(&[1u32]).unwrap();
@@ -412,7 +459,7 @@ fn a_service_thread_that_dies_ends_the_kernel_that_waits_for_it() {
 
 #[test]
 fn a_copy_that_waits_for_the_kernel_that_waits_for_it_ends_the_waiting() {
-    let device = Faulty::open(false);
+    let device = Faulty::open(Probe::AsItIs);
     let svm = with(|builder| builder.with_device(device.clone()).fault_mode(FaultMode::Live).time_limit(HANG));
     let flag = svm.heap().vec_from_slice(&[1u32]).unwrap();
     let mut out = svm.heap().vec_zeroed::<u32>(16).unwrap();
@@ -424,10 +471,51 @@ fn a_copy_that_waits_for_the_kernel_that_waits_for_it_ends_the_waiting() {
     assert!(out.iter().all(|&word| word == 1));
 }
 
+/// The way it is found out: a copy is a command behind the kernel on its own queue.
+#[test]
+fn a_copy_command_behind_the_kernel_that_waits_for_it_is_found_to_hang() {
+    let mut options = staging_options(CopiesBeside::Never);
+    options.copy_patience = Some(Duration::from_millis(300));
+    let device = Faulty::open_with(Probe::CopiesUntried, &options);
+    assert!(!device.device.copies_beside());
+    // Left alone, the kernel would wait for minutes.
+    let svm = moving(|builder| {
+        builder.with_device(device.clone()).fault_mode(FaultMode::Live).poll_limit(u32::MAX).time_limit(HANG)
+    });
+    let flag = svm.heap().vec_from_slice(&[1u32]).unwrap();
+    let mut out = svm.heap().vec_from_slice(&[7u32; 16]).unwrap();
+    // SAFETY: the kernel reads the flag and stores to `out`. Its stores may be repeated.
+    let kernel = unsafe { svm.kernel("for_ever", spirv!("for_ever")) }.unwrap().idempotent();
+    let did = kernel.launch([2, 1, 1]).read(&flag[..]).write(&mut out[..]).run().unwrap();
+    assert_eq!(*out, [1; 16], "{did}");
+    assert!(did.dispatches >= 2, "none was replayed: {did}");
+    assert!(device.stalls.load(Ordering::Relaxed) > 0, "nobody was told");
+}
+
+/// What gave up after it had stored must not run again: the launch ends with an error, and what was stored stands once.
+#[test]
+fn stores_before_a_wait_that_is_given_up_are_not_repeated() {
+    let device = Faulty::open(Probe::AsItIs);
+    let svm = moving(|builder| builder.with_device(device.clone()).fault_mode(FaultMode::Live).poll_limit(1000));
+    let mut data = svm.heap().vec_zeroed::<[u32; 1024]>(2).unwrap();
+    // SAFETY: the kernel changes words of the pages.
+    let kernel = unsafe { svm.kernel("update_pages", spirv!("update_pages")) }.unwrap();
+    // It has the first page, ready to be stored to, and lacks the other.
+    kernel.launch([1, 1, 1]).write(&mut data[..]).value([1u32, 32]).run().unwrap();
+    device.lags.store(true, Ordering::Relaxed);
+    let result = kernel.launch([1, 1, 1]).write(&mut data[..]).value([2u32, 32]).run();
+    device.lags.store(false, Ordering::Relaxed);
+    assert!(matches!(result, Err(LaunchError::LateFault(_))), "{result:?}");
+    let words = &data[0][..32];
+    assert!(words.iter().all(|word| [7, 5 * 7 + 7].contains(word)), "stores were repeated: {words:?}");
+    assert!(words.contains(&(5 * 7 + 7)), "nothing was stored before the wait");
+    update_pages_once(&svm);
+}
+
 /// The bound alone ends the waiting: nobody tells them to give up, and their pages come only once the kernel has ended.
 #[test]
 fn invocations_that_wait_longer_than_the_bound_give_up_and_are_replayed() {
-    let device = Faulty::open(false);
+    let device = Faulty::open(Probe::AsItIs);
     let svm = with(|builder| {
         builder.with_device(device.clone()).fault_mode(FaultMode::Live).placement(Placement::Copy).poll_limit(1000)
     });

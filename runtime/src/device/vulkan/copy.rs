@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Bytes of one half of the staging buffer.
 const HALF: usize = 8 << 20;
@@ -57,13 +58,13 @@ struct Piece {
 }
 
 impl Copier {
-    pub(super) fn new(context: &Arc<Context>, mapped: bool) -> Self {
+    pub(super) fn new(context: &Arc<Context>, mapped: bool, patience: Option<Duration>) -> Self {
         Self {
             context: context.clone(),
             mapped,
             slabs: Mutex::default(),
             staging: Mutex::new(None),
-            stalls: Stalls::default(),
+            stalls: Stalls::after(patience),
         }
     }
 

@@ -77,6 +77,8 @@ pub struct VulkanOptions {
     pub leave_processor: bool,
     /// Whether copies get a queue of their own.
     pub copies_beside: CopiesBeside,
+    /// How long a copy may take before it is taken to hang behind a kernel, which is then told to give up. Ten seconds by default.
+    pub copy_patience: Option<Duration>,
     /// Where pipelines are kept between runs.
     pub(crate) cache: Cache,
 }
@@ -167,7 +169,7 @@ impl VulkanDevice {
         };
         Ok(Self {
             info,
-            copier: Arc::new(Copier::new(&context, mapped)),
+            copier: Arc::new(Copier::new(&context, mapped, options.copy_patience)),
             probed: None,
             pipelines: Pipelines::default(),
             dispatcher: Mutex::new(Recorder::new(&context)?),

@@ -96,15 +96,83 @@ pub(super) fn live(context: &Arc<Context>) -> Result<LiveUnit, String> {
         }
         Ok(word(2).load(Ordering::SeqCst) == 1)
     };
-    if !test(0, HOST_POLLS, 0, 0)? {
+    unit_of(|who| match who {
+        Waits::ForHost => test(0, HOST_POLLS, 0, 0),
+        Waits::ForNeighbour { waiter, setter } => test(1, NEIGHBOUR_POLLS, waiter, setter),
+        // First and last invocation, which are in different subgroups.
+        Waits::ForOtherSubgroup => test(1, NEIGHBOUR_POLLS, 0, INVOCATIONS - 1),
+    })
+}
+
+/// What an invocation of the probe waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waits {
+    ForHost,
+    /// Invocations of one subgroup.
+    ForNeighbour {
+        waiter: u32,
+        setter: u32,
+    },
+    ForOtherSubgroup,
+}
+
+/// Who moves over together, by what `test` finds: whether the wait ended.
+///
+/// Where invocations of a subgroup wait for each other in vain, but subgroups run on their own, the unit would be the subgroup. That is refused: all its
+/// invocations would have to meet again behind each wait, as those of a workgroup on one thread do, and Vulkan promises that to kernels only with
+/// `VK_KHR_shader_maximal_reconvergence`; without it a store may go through a translation that a neighbour's wait has voided. No
+/// device of that kind has been at hand to try it on.
+fn unit_of(mut test: impl FnMut(Waits) -> Result<bool, String>) -> Result<LiveUnit, String> {
+    if !test(Waits::ForHost)? {
         return Err("a kernel that waits does not see what the host writes".into());
     }
-    // Neighbours in a subgroup, both ways; then first and last invocation, which are in different subgroups.
-    if test(1, NEIGHBOUR_POLLS, 0, 1)? && test(1, NEIGHBOUR_POLLS, 1, 0)? {
+    // Both ways: which of two invocations runs first is the device's choice.
+    if test(Waits::ForNeighbour { waiter: 0, setter: 1 })? && test(Waits::ForNeighbour { waiter: 1, setter: 0 })? {
         return Ok(LiveUnit::Invocation);
     }
-    if !test(1, NEIGHBOUR_POLLS, 0, INVOCATIONS - 1)? {
+    if !test(Waits::ForOtherSubgroup)? {
         return Ok(LiveUnit::Workgroup);
     }
-    Err("invocations run in lockstep but subgroups do not, which is not supported yet".into())
+    Err("invocations of a subgroup run in lockstep while subgroups run on their own; translations that are taken away by \
+         subgroup are not supported, as Vulkan does not promise that its invocations meet again after one has waited"
+        .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(host: bool, first: bool, second: bool, far: bool) -> Result<LiveUnit, String> {
+        unit_of(|who| {
+            Ok(match who {
+                Waits::ForHost => host,
+                Waits::ForNeighbour { waiter: 0, .. } => first,
+                Waits::ForNeighbour { .. } => second,
+                Waits::ForOtherSubgroup => far,
+            })
+        })
+    }
+
+    #[test]
+    fn who_runs_while_another_waits_is_counted_on_its_own() {
+        assert_eq!(found(true, true, true, true), Ok(LiveUnit::Invocation));
+        assert_eq!(found(true, true, true, false), Ok(LiveUnit::Invocation));
+        // In lockstep one of the two is served first, by chance.
+        assert_eq!(found(true, true, false, false), Ok(LiveUnit::Workgroup));
+        assert_eq!(found(true, false, false, false), Ok(LiveUnit::Workgroup));
+    }
+
+    #[test]
+    fn subgroups_in_lockstep_that_run_on_their_own_are_refused_and_so_is_a_deaf_kernel() {
+        for (first, second) in [(false, false), (true, false), (false, true)] {
+            let why = found(true, first, second, true).unwrap_err();
+            assert!(why.contains("subgroup are not supported"), "{why}");
+        }
+        assert!(found(false, true, true, true).unwrap_err().contains("does not see"));
+    }
+
+    #[test]
+    fn a_test_that_fails_ends_the_probe() {
+        assert_eq!(unit_of(|_| Err("lost".into())), Err("lost".into()));
+    }
 }

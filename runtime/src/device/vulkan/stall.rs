@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// How long a copy may take before it is taken to hang behind a kernel: far more than it needs.
+/// How long a copy may take before it is taken to hang behind a kernel, unless something else is asked for: far more than it needs.
 const STALL: Duration = Duration::from_secs(10);
 /// How long it gets beyond that. A process that was stopped, or a machine that was, finds the first wait over when it goes on, whatever the copy does.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -19,13 +19,18 @@ const STALLS: u32 = 3;
 type Hook = Arc<dyn Fn() + Send + Sync>;
 
 /// What to do about copies that hang.
-#[derive(Default)]
 pub(super) struct Stalls {
+    limit: Duration,
     hook: Mutex<Option<Hook>>,
     gave_up: AtomicBool,
 }
 
 impl Stalls {
+    /// A copy is taken to hang once it took as long as `limit`, or ten seconds.
+    pub(super) fn after(limit: Option<Duration>) -> Self {
+        Self { limit: limit.unwrap_or(STALL), hook: Mutex::default(), gave_up: AtomicBool::new(false) }
+    }
+
     /// Has `hook` called when a copy hangs, in place of what was said before: a device may serve one runtime after the other.
     pub(super) fn tell(&self, hook: Box<dyn Fn() + Send + Sync>) {
         *self.hook.lock() = Some(hook.into());
@@ -46,12 +51,15 @@ impl Stalls {
             return Err(given_up());
         }
         let mut stalls = 0;
-        while !wait_for(STALL)? && !wait_for(AGAIN)? {
+        while !wait_for(self.limit)? && !wait_for(AGAIN.min(self.limit))? {
             // Called without the lock: what it does is not this module's business.
             let hook = self.hook.lock().clone();
             match hook {
                 Some(hook) => {
-                    tracing::error!("a copy has not ended after {STALL:?}; kernels that run are told to give up");
+                    tracing::error!(
+                        "a copy has not ended after {:?}; kernels that run are told to give up",
+                        self.limit
+                    );
                     hook();
                 }
                 None => {
@@ -92,7 +100,7 @@ mod tests {
 
     #[test]
     fn one_wait_that_is_over_is_no_stall_two_are() {
-        let stalls = Stalls::default();
+        let stalls = Stalls::after(None);
         let told = counting(&stalls);
         stalls.wait(ends_with(2)).unwrap();
         assert_eq!(told.load(Ordering::Relaxed), 0);
@@ -102,7 +110,7 @@ mod tests {
 
     #[test]
     fn the_last_one_who_asked_is_told_as_often_as_it_takes() {
-        let stalls = Stalls::default();
+        let stalls = Stalls::after(None);
         let (first, last) = (counting(&stalls), counting(&stalls));
         stalls.wait(ends_with(21)).unwrap();
         assert_eq!((first.load(Ordering::Relaxed), last.load(Ordering::Relaxed)), (0, 10));
@@ -110,7 +118,7 @@ mod tests {
 
     #[test]
     fn without_anyone_to_tell_a_copy_is_given_up_and_those_after_it() {
-        let stalls = Stalls::default();
+        let stalls = Stalls::after(None);
         stalls.wait(ends_with(6)).unwrap();
         assert!(!stalls.gave_up());
         assert!(matches!(stalls.wait(|_| Ok(false)), Err(DeviceError::Lost(_))));
