@@ -97,23 +97,23 @@ pub(super) fn live(context: &Arc<Context>) -> Result<LiveUnit, String> {
         Ok(word(2).load(Ordering::SeqCst) == 1)
     };
     unit_of(|who| match who {
-        Waits::ForHost => test(0, HOST_POLLS, 0, 0),
-        Waits::ForNeighbour { waiter, setter } => test(1, NEIGHBOUR_POLLS, waiter, setter),
+        WaitsFor::Host => test(0, HOST_POLLS, 0, 0),
+        WaitsFor::Neighbour { waiter, setter } => test(1, NEIGHBOUR_POLLS, waiter, setter),
         // First and last invocation, which are in different subgroups.
-        Waits::ForOtherSubgroup => test(1, NEIGHBOUR_POLLS, 0, INVOCATIONS - 1),
+        WaitsFor::OtherSubgroup => test(1, NEIGHBOUR_POLLS, 0, INVOCATIONS - 1),
     })
 }
 
 /// What an invocation of the probe waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Waits {
-    ForHost,
+enum WaitsFor {
+    Host,
     /// Invocations of one subgroup.
-    ForNeighbour {
+    Neighbour {
         waiter: u32,
         setter: u32,
     },
-    ForOtherSubgroup,
+    OtherSubgroup,
 }
 
 /// Who moves over together, by what `test` finds: whether the wait ended.
@@ -122,15 +122,15 @@ enum Waits {
 /// invocations would have to meet again behind each wait, as those of a workgroup on one thread do, and Vulkan promises that to kernels only with
 /// `VK_KHR_shader_maximal_reconvergence`; without it a store may go through a translation that a neighbour's wait has voided. No
 /// device of that kind has been at hand to try it on.
-fn unit_of(mut test: impl FnMut(Waits) -> Result<bool, String>) -> Result<LiveUnit, String> {
-    if !test(Waits::ForHost)? {
+fn unit_of(mut test: impl FnMut(WaitsFor) -> Result<bool, String>) -> Result<LiveUnit, String> {
+    if !test(WaitsFor::Host)? {
         return Err("a kernel that waits does not see what the host writes".into());
     }
     // Both ways: which of two invocations runs first is the device's choice.
-    if test(Waits::ForNeighbour { waiter: 0, setter: 1 })? && test(Waits::ForNeighbour { waiter: 1, setter: 0 })? {
+    if test(WaitsFor::Neighbour { waiter: 0, setter: 1 })? && test(WaitsFor::Neighbour { waiter: 1, setter: 0 })? {
         return Ok(LiveUnit::Invocation);
     }
-    if !test(Waits::ForOtherSubgroup)? {
+    if !test(WaitsFor::OtherSubgroup)? {
         return Ok(LiveUnit::Workgroup);
     }
     Err("invocations of a subgroup run in lockstep while subgroups run on their own; translations that are taken away by \
@@ -145,10 +145,10 @@ mod tests {
     fn found(host: bool, first: bool, second: bool, far: bool) -> Result<LiveUnit, String> {
         unit_of(|who| {
             Ok(match who {
-                Waits::ForHost => host,
-                Waits::ForNeighbour { waiter: 0, .. } => first,
-                Waits::ForNeighbour { .. } => second,
-                Waits::ForOtherSubgroup => far,
+                WaitsFor::Host => host,
+                WaitsFor::Neighbour { waiter: 0, .. } => first,
+                WaitsFor::Neighbour { .. } => second,
+                WaitsFor::OtherSubgroup => far,
             })
         })
     }
