@@ -126,11 +126,15 @@ impl Suite {
 
     /// Measures with the default placement, which `vksvm` chooses by trials on the device and says in `info`, then with pages that move to the device.
     pub(crate) fn open_both(&mut self, measure: fn(&mut Self, &Svm, &str) -> Result<()>) -> Result<()> {
-        let svm = self.open(|builder| builder)?;
-        measure(self, &svm, "default placement")?;
-        drop(svm);
-        let svm = self.open_moving(|builder| builder)?;
-        measure(self, &svm, "placement copy")
+        if self.wants("default placement") {
+            let svm = self.open(|builder| builder)?;
+            measure(self, &svm, "default placement")?;
+        }
+        if self.wants("placement copy") {
+            let svm = self.open_moving(|builder| builder)?;
+            measure(self, &svm, "placement copy")?;
+        }
+        Ok(())
     }
 
     /// Whether `case` is among those asked for.

@@ -196,6 +196,8 @@ pub struct PageCopy {
 // SAFETY: a description of a copy; the pointer is only followed by `Device::copy_in` and `copy_out`, whose
 // callers promise that the memory is theirs for the time of the call.
 unsafe impl Send for PageCopy {}
+// SAFETY: as above.
+unsafe impl Sync for PageCopy {}
 
 /// One dispatch of a kernel over part of a launch's work list.
 #[derive(Debug)]

@@ -298,15 +298,17 @@ impl OwnedViews {
     }
 
     /// Fills the alias's page table in for `pages`, which have memory, so that who works there does not fault on each. Where that does not work (before
-    /// Linux 5.14) they do.
+    /// Linux 5.14) they do. Pages that are `fresh`, [allocated](Self::allocate) and never written, are cleared first, one by one; of others the kernel
+    /// fills in several entries at a time if it is asked to read them, and they permit stores all the same: this file is not written back anywhere.
     ///
     /// # Panics
     /// If `pages` reaches past the heap's end.
-    pub fn populate(&self, pages: PageRange) {
+    pub fn populate(&self, pages: PageRange, fresh: bool) {
         assert!(pages.end.0 <= self.pages, "{pages:?} reach past the heap's {} pages", self.pages);
         let start = self.alias_ptr(pages.start).cast();
         // SAFETY: the range lies in the alias; its page table is filled in, and nothing else changes.
-        let _ = unsafe { rustix::mm::madvise(start, pages.bytes(), Advice::LinuxPopulateWrite) };
+        let advice = if fresh { Advice::LinuxPopulateWrite } else { Advice::LinuxPopulateRead };
+        let _ = unsafe { rustix::mm::madvise(start, pages.bytes(), advice) };
     }
 
     /// Writes `pages` from `contents`, giving them memory as needed: for pages that may have none this costs less than storing

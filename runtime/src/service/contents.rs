@@ -4,10 +4,9 @@
 //! gigabyte of data would pay for all of it. So short spans are asked for page by page, and the end of a run that was found once
 //! is remembered.
 //!
-//! What was found stays in the page's record until the page is unmapped or discarded, so that a page is asked for once.
-//!
-//! A remembered run may since have lost pages (they were discarded): these read as zeros, as they should. Holes are never
-//! remembered, since they may have been written since.
+//! What was found stays in the page's record until the page is unmapped or discarded, so that a page is asked for once: contents do not
+//! vanish while the page is locked. A run that is remembered from an earlier batch may since have lost pages (they were discarded): these read as
+//! zeros, as they should, and nothing is noted of them. Holes are never remembered, since they may have been written since.
 
 use super::batch::Part;
 use crate::addr::{PageIndex, PageRange};
@@ -22,6 +21,8 @@ const SHORT: u32 = 16;
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     known: PageRange,
+    /// Whether it was found with the locks held of the pages that are looked at.
+    current: bool,
     runs: Vec<PageRange>,
 }
 
@@ -31,24 +32,29 @@ impl Contents {
         self.known = PageRange::default();
     }
 
-    /// Finds out which pages of `parts` have contents, as far as their records do not say. The pages are quiet: none gains contents
-    /// meanwhile.
+    /// Finds out which pages of `parts`, whose locks are held, have contents, as far as their records do not say. What has none may gain some
+    /// as long as the CPU may store to it.
     pub(super) fn look(&mut self, home: &Home, parts: &[Part]) {
         self.runs.clear();
+        self.current = false;
         for part in parts {
             let pages = part.span.pages;
             if !pages.iter().all(|page| home.pages.is_filled(page)) {
-                self.look_at(&home.views, pages);
+                self.look_at(&home.views, &home.pages, pages);
             }
         }
     }
 
-    fn look_at(&mut self, views: &OwnedViews, span: PageRange) {
+    fn look_at(&mut self, views: &OwnedViews, records: &PageRecords, span: PageRange) {
         let last = PageIndex(views.pages());
         let mut at = span.start;
         while at < span.end {
             if self.known.contains(at) {
-                self.add(PageRange::new(at, self.known.end.min(span.end)));
+                let run = PageRange::new(at, self.known.end.min(span.end));
+                if self.current {
+                    run.iter().for_each(|page| records.set_filled(page));
+                }
+                self.add(run);
                 at = self.known.end;
                 continue;
             }
@@ -59,11 +65,13 @@ impl Contents {
             if self.known.contains(data) {
                 at = data;
             } else if span.end.0 - data.0 <= SHORT {
+                records.set_filled(data);
                 self.add(PageRange::single(data));
                 at = data.plus(1);
             } else {
                 let hole = views.next_hole(data, last).max(data.plus(1));
                 self.known = PageRange::new(data, hole);
+                self.current = true;
                 at = data;
             }
         }
@@ -100,8 +108,8 @@ mod tests {
     fn found(contents: &mut Contents, views: &OwnedViews, from: u32, to: u32) -> Vec<u32> {
         let span = PageRange::new(PageIndex(from), PageIndex(to));
         contents.runs.clear();
-        contents.look_at(views, span);
         let records = PageRecords::new(views.pages()).unwrap();
+        contents.look_at(views, &records, span);
         span.iter().filter(|&page| contents.has(&records, page)).map(|page| page.0).collect()
     }
 

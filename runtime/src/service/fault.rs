@@ -18,7 +18,7 @@
 //! side, which holds all of these off.
 
 use super::advice::Followed;
-use super::batch::{Batch, Part, Room, batch_length, still_there};
+use super::batch::{Batch, Part, Room, batch_length, count_of, still_there};
 use super::coalesce::{PageFault, deduplicate, spans};
 use super::contents::Contents;
 use super::evict::Eviction;
@@ -44,6 +44,9 @@ use std::time::{Duration, Instant};
 
 /// How long a span may collide before the service gives up. Far beyond what a working system needs.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Parts of fewer pages on average lie here and there.
+const SCATTERED: usize = 8;
 
 /// A span could not be serviced for a reason that is nobody's fault but the system's.
 #[derive(Debug, thiserror::Error)]
@@ -241,7 +244,7 @@ impl Service {
         let mut apart = Vec::new();
         if !self.tight {
             // What only this thread knows matters while frames are short or kernels run.
-            let alone = self.live || self.filling || self.taking != Event::Migrate;
+            let alone = self.live || self.filling || self.taking != Event::Migrate || self.is_scattered(parts);
             // Starting a thread costs some ten microseconds, or a scheduler's tick where processors are busy: not for a single batch.
             let several = batch_length(parts) < parts.len() && !alone;
             let queue = Mutex::new(&mut *parts);
@@ -274,6 +277,13 @@ impl Service {
             }
         }
         result
+    }
+
+    /// Whether servicing `parts` takes protections from the CPU page by page. Each call that does interrupts the processors that run threads of this process,
+    /// which costs several times the call: the second thread would do that to the first, and the other way round.
+    fn is_scattered(&self, parts: &[Part]) -> bool {
+        let copied = self.habit.placement == Placement::Copy && !self.habit.sparse_at_home;
+        copied && count_of(parts) < parts.len() * SCATTERED
     }
 
     /// Takes batches from `queue` until it is empty. Returns the parts that are to be serviced one by one.

@@ -137,19 +137,22 @@ impl Service {
     pub(super) fn give_memory(&self, parts: &[Part]) -> Result<(), ServiceError> {
         let Some(import) = self.mirror.device.info().import else { return Ok(()) };
         let home = &self.mirror.home;
-        let (mut lacking, mut placed) = (Vec::new(), Vec::new());
+        let (mut lacking, mut written, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
         for (&placement, page) in self.placements.iter().zip(pages_of(parts)) {
             if placement == Placement::Remote {
-                if !self.contents.has(&home.pages, page) {
+                let has_data = self.contents.has(&home.pages, page);
+                if !has_data {
                     extend_runs(&mut lacking, page);
                 }
                 if import.follows && home.pages.state(page) != PageState::Remote {
-                    extend_runs(&mut placed, page);
+                    extend_runs(if has_data { &mut written } else { &mut fresh }, page);
                 }
             }
         }
         lacking.into_iter().try_for_each(|run| home.views.allocate(run))?;
-        placed.into_iter().filter(|run| run.len() >= POPULATED).for_each(|run| home.views.populate(run));
+        for (runs, fresh) in [(written, false), (fresh, true)] {
+            runs.into_iter().filter(|run| run.len() >= POPULATED).for_each(|run| home.views.populate(run, fresh));
+        }
         Ok(())
     }
 }

@@ -5,14 +5,15 @@ use super::coalesce::PageFault;
 use super::fault::{Service, ServiceError};
 use super::mirror::MirrorState;
 use crate::addr::{Access, DeviceAddress, FrameIndex, PageIndex, PageRange};
-use crate::device::DeviceError;
 use crate::device::layout::pte;
+use crate::device::{DeviceError, PageCopy};
 use crate::hmm::{Blocking, Event, Invalidation, Range};
 use crate::mm::pages::PageState;
 use crate::mm::state::{Fill, Lose, Placement, Quiet, commit, fill, quiet};
 use crate::mm::vma::Permission;
 use crate::observe::Counters;
 use crate::policy::Granule;
+use std::panic::resume_unwind;
 use std::time::Instant;
 
 /// What a page of a batch needs.
@@ -45,6 +46,9 @@ enum Taken {
 
 /// Invalidations of other devices, to be kept until the entries are written.
 pub(super) type Brackets<'r> = Vec<Invalidation<'r>>;
+
+/// Copies from which on two threads share them, if they are not at work on different batches anyway.
+const SHARED_COPIES: usize = 512;
 
 /// Pages that begin to be watched together: 16 MiB.
 const WATCH_PAGES: u32 = 4096;
@@ -262,9 +266,25 @@ impl Service {
     /// Step 4.
     fn copy_in(&self) -> Result<(), ServiceError> {
         let start = Instant::now();
+        let device = &self.mirror.device;
+        let all = self.copies.copies.as_slice();
         // SAFETY: the alias is always readable; step 2 made the home pages quiet, the page locks keep them so. The frames were
         // just taken, so no kernel and no other copy uses them.
-        let copied = unsafe { self.mirror.device.copy_in(&self.copies.copies) };
+        let copy = |copies: &[PageCopy]| unsafe { device.copy_in(copies) };
+        let copied = if all.len() >= SHARED_COPIES && self.helper.is_some() {
+            let (own, other) = all.split_at(all.len() / 2);
+            std::thread::scope(|scope| {
+                let thread = std::thread::Builder::new().name("vksvm-service".into());
+                let helping = thread.spawn_scoped(scope, || copy(other));
+                let own = copy(own);
+                // Without the thread, this one does it all. A panic goes on here.
+                let other = helping
+                    .map_or_else(|_| copy(other), |thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+                own.and(other)
+            })
+        } else {
+            copy(all)
+        };
         // SAFETY: as above.
         let result = copied.and_then(|()| unsafe { self.mirror.device.fill_zero(&self.zeros.copies) });
         Counters::add_time(&self.mirror.counters.copy_nanos, start.elapsed());

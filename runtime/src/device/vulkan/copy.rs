@@ -12,7 +12,7 @@ use crate::addr::DeviceAddress;
 use crate::device::stream::{STREAM_BYTES, copy_streaming};
 use crate::device::{DeviceError, PageCopy};
 use ash::vk;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -29,7 +29,8 @@ pub(super) struct Copier {
     context: Arc<Context>,
     /// Whether frames are written and read through their mapping.
     mapped: bool,
-    slabs: Mutex<SlabMap>,
+    /// Read throughout a copy, which others are made beside.
+    slabs: RwLock<SlabMap>,
     staging: Mutex<Option<Staging>>,
     /// What to do about a copy that hangs.
     stalls: Stalls,
@@ -62,7 +63,7 @@ impl Copier {
         Self {
             context: context.clone(),
             mapped,
-            slabs: Mutex::default(),
+            slabs: RwLock::default(),
             staging: Mutex::new(None),
             stalls: Stalls::after(patience),
         }
@@ -79,11 +80,11 @@ impl Copier {
     }
 
     pub(super) fn add_slab(&self, buffer: Arc<Frames>) {
-        self.slabs.lock().insert(buffer.device_address(), buffer);
+        self.slabs.write().insert(buffer.device_address(), buffer);
     }
 
     pub(super) fn remove_slab(&self, address: DeviceAddress) {
-        self.slabs.lock().remove(&address);
+        self.slabs.write().remove(&address);
     }
 
     fn find<'s>(slabs: &'s SlabMap, copy: &PageCopy) -> (&'s Arc<Frames>, usize) {
@@ -96,7 +97,7 @@ impl Copier {
     /// Where the host finds frames, if they are mapped.
     pub(super) fn host_frames(&self, device: DeviceAddress, bytes: usize) -> Option<NonNull<u8>> {
         let frames = PageCopy { host: std::ptr::null_mut(), device, bytes };
-        self.mapped.then(|| NonNull::new(Self::frame_pointer(&self.slabs.lock(), &frames)))?
+        self.mapped.then(|| NonNull::new(Self::frame_pointer(&self.slabs.read(), &frames)))?
     }
 
     /// The host's pointer to a mapped frame.
@@ -111,7 +112,7 @@ impl Copier {
     /// As `Device::copy_in`.
     pub(super) unsafe fn copy_in(&self, copies: &[PageCopy]) -> Result<(), DeviceError> {
         if self.mapped {
-            let slabs = self.slabs.lock();
+            let slabs = self.slabs.read();
             // Short lists are likely to be used at once, long ones would drive everything else from the caches.
             let streams = copies.iter().map(|copy| copy.bytes).sum::<usize>() >= STREAM_BYTES;
             for copy in copies {
@@ -146,7 +147,7 @@ impl Copier {
     /// As `Device::copy_out`.
     pub(super) unsafe fn copy_out(&self, copies: &[PageCopy]) -> Result<(), DeviceError> {
         if self.mapped {
-            let slabs = self.slabs.lock();
+            let slabs = self.slabs.read();
             // As for copying in. A program that reads what came home finds it sooner, although not in the caches: a copy past them costs half.
             let streams = copies.iter().map(|copy| copy.bytes).sum::<usize>() >= STREAM_BYTES;
             for copy in copies {
@@ -187,7 +188,7 @@ impl Copier {
     /// As `Device::fill_zero`.
     pub(super) unsafe fn fill_zero(&self, fills: &[PageCopy]) -> Result<(), DeviceError> {
         if self.mapped {
-            let slabs = self.slabs.lock();
+            let slabs = self.slabs.read();
             for fill in fills {
                 // SAFETY: the caller's contract.
                 unsafe { Self::frame_pointer(&slabs, fill).write_bytes(0, fill.bytes) };
@@ -195,7 +196,7 @@ impl Copier {
             return Ok(());
         }
         let targets: Vec<_> = {
-            let slabs = self.slabs.lock();
+            let slabs = self.slabs.read();
             fills
                 .iter()
                 .map(|fill| (Self::find(&slabs, fill), fill.bytes))
@@ -249,7 +250,7 @@ impl Copier {
                 && used < HALF
             {
                 let bytes = copy.bytes.min(HALF - used);
-                let slabs = self.slabs.lock();
+                let slabs = self.slabs.read();
                 let (buffer, offset) = Self::find(&slabs, copy);
                 regions.push((
                     buffer.clone(),
