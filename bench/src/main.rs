@@ -32,8 +32,8 @@ struct Arguments {
     /// Rounds of each measurement (default: each benchmark's own)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     runs: Option<u32>,
-    /// Only cases whose names contain this, in benchmarks that measure cases one by one (`coalesce`,
-    /// `invalidate`, `live`, `oversub`, `resident`, `rewrite`, `thrash`)
+    /// Only cases whose names contain this, in benchmarks that measure cases one by one (`coalesce`, `cold`,
+    /// `invalidate`, `live`, `oversub`, `resident`, `rewrite`, `sparse`, `thrash`)
     #[arg(long, value_name = "TEXT")]
     case: Option<String>,
 }
