@@ -128,6 +128,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_found_is_noted_and_what_is_remembered_from_before_is_not() {
+        let views = OwnedViews::reserve(2 << 20).unwrap();
+        write(&views, 0..128);
+        let records = PageRecords::new(views.pages()).unwrap();
+        let mut contents = Contents::default();
+        let span = |from, to| PageRange::new(PageIndex(from), PageIndex(to));
+        contents.look_at(&views, &records, span(0, 64));
+        assert!(span(0, 64).iter().all(|page| records.is_filled(page)));
+        assert!(!records.is_filled(PageIndex(64)), "not asked for: its lock is not held");
+        // A later batch, before which a remembered page was discarded.
+        views.punch(span(70, 71)).unwrap();
+        contents.current = false;
+        contents.runs.clear();
+        contents.look_at(&views, &records, span(64, 128));
+        assert!(!records.is_filled(PageIndex(70)));
+        assert!(contents.has(&records, PageIndex(100)));
+        contents.forget();
+        contents.runs.clear();
+        contents.look_at(&views, &records, span(70, 71));
+        assert!(!contents.has(&records, PageIndex(70)));
+    }
+
+    #[test]
     fn pages_written_after_a_run_was_remembered_are_seen() {
         let views = OwnedViews::reserve(2 << 20).unwrap();
         write(&views, 0..64);
