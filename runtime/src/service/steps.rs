@@ -268,9 +268,11 @@ impl Service {
         let start = Instant::now();
         let device = &self.mirror.device;
         let all = self.copies.copies.as_slice();
-        // SAFETY: the alias is always readable; step 2 made the home pages quiet, the page locks keep them so. The frames were
-        // just taken, so no kernel and no other copy uses them.
-        let copy = |copies: &[PageCopy]| unsafe { device.copy_in(copies) };
+        let copy = |copies: &[PageCopy]| {
+            // SAFETY: the alias is always readable; step 2 made the home pages quiet, the page locks keep them so. The frames were
+            // just taken, so no kernel and no other copy uses them.
+            unsafe { device.copy_in(copies) }
+        };
         let copied = if all.len() >= SHARED_COPIES && self.helper.is_some() {
             let (own, other) = all.split_at(all.len() / 2);
             std::thread::scope(|scope| {
