@@ -306,8 +306,8 @@ impl OwnedViews {
     pub fn populate(&self, pages: PageRange, fresh: bool) {
         assert!(pages.end.0 <= self.pages, "{pages:?} reach past the heap's {} pages", self.pages);
         let start = self.alias_ptr(pages.start).cast();
-        // SAFETY: the range lies in the alias; its page table is filled in, and nothing else changes.
         let advice = if fresh { Advice::LinuxPopulateWrite } else { Advice::LinuxPopulateRead };
+        // SAFETY: the range lies in the alias; its page table is filled in, and nothing else changes.
         let _ = unsafe { rustix::mm::madvise(start, pages.bytes(), advice) };
     }
 
