@@ -156,7 +156,8 @@ fn arguments_larger_than_the_budget_are_brought_part_by_part_where_kernels_go_th
         assert_eq!((ahead.device_faults, ahead.pages_in), (0, 3000), "{ahead}");
         // A sweep leaves most of what it loaded first in place: the next does not load everything again.
         let again = run(0);
-        assert!(again.device_faults == 0 && again.pages_in < 2400, "{again}");
+        // A page that is just being cleaned, ahead of its eviction, can be stored to only after a fault.
+        assert!(again.device_faults < 32 && again.pages_in < 2400, "{again}");
         run(1);
         let backwards = run(1);
         assert!(backwards.device_faults > 0 && backwards.pages_in < 4000, "guessed once, and not again: {backwards}");

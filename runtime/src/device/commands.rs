@@ -300,13 +300,9 @@ impl Commands {
         self.cover()?;
         let entries = self.mirror().entries(pages);
         let exclusive = self.ops.exclusive.lock();
-        // The device may have given a page up to make room for others.
-        let mapped = pte::VALID | pte::WRITABLE;
-        Ok(pages
-            .iter()
-            .zip(entries)
-            .map(|(page, entry)| exclusive.contains(&page) && entry & mapped == mapped)
-            .collect())
+        // The device may have given a page up to make room for others. One that is being cleaned is dirty, and soon writable again.
+        let owned = |entry: u64| entry & pte::VALID != 0 && entry & (pte::WRITABLE | pte::DIRTY) != 0;
+        Ok(pages.iter().zip(entries).map(|(page, entry)| exclusive.contains(&page) && owned(entry)).collect())
     }
 
     /// The device gives up everything; what it wrote comes home.

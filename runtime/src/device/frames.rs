@@ -91,6 +91,8 @@ pub struct FramePool {
     last: Option<(PageIndex, FrameIndex)>,
     free_frames: u32,
     used: u32,
+    /// Frames that somebody copies from, and whether each was given back meanwhile. Few.
+    held: Vec<(FrameIndex, bool)>,
 }
 
 impl FramePool {
@@ -112,6 +114,7 @@ impl FramePool {
             last: None,
             free_frames: 0,
             used: 0,
+            held: Vec::new(),
         }
     }
 
@@ -180,8 +183,27 @@ impl FramePool {
         behind.or_else(roomy).or_else(|| self.free.keys().next().copied())
     }
 
+    /// Keeps a frame that holds a page from being used for another, or given back to the device, until it is let go.
+    pub fn hold(&mut self, frame: FrameIndex) {
+        debug_assert!(self.page(frame).is_some() && self.held.iter().all(|&(held, _)| held != frame), "{frame:?}");
+        self.held.push((frame, false));
+    }
+
+    /// Lets go of a frame. If it was given back meanwhile, it is free from now on.
+    pub fn let_go(&mut self, frame: FrameIndex) {
+        let at = self.held.iter().position(|&(held, _)| held == frame);
+        if at.is_some_and(|at| self.held.swap_remove(at).1) {
+            self.release(frame);
+        }
+    }
+
     /// Gives a frame back.
     pub fn release(&mut self, frame: FrameIndex) {
+        if let Some((_, given_back)) = self.held.iter_mut().find(|(held, _)| *held == frame) {
+            assert!(!*given_back, "{frame:?} was given back twice");
+            *given_back = true;
+            return;
+        }
         let entry = &mut self.frames[frame.index()];
         assert_ne!(entry.page, NO_PAGE, "{frame:?} was given back twice");
         entry.page = NO_PAGE;

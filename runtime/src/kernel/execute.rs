@@ -235,10 +235,9 @@ impl Executor {
             if !open {
                 return None;
             }
-            if !self.service.write_ahead() {
-                let work = self.work.recv().ok()?;
-                self.sort(work);
-            }
+            self.service.rest();
+            let work = self.work.recv().ok()?;
+            self.sort(work);
         }
     }
 

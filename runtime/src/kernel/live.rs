@@ -119,6 +119,7 @@ impl Executor {
                 continue;
             }
             self.sort_work();
+            self.service.catch_up();
             if result.is_ok() && self.serve_request(Beside::Dispatch) {
                 busy = Instant::now();
             }

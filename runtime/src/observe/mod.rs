@@ -77,6 +77,14 @@ counters! {
     pages_sparse_again,
     /// Frames taken from pages to make room for others.
     evictions,
+    /// Of these, frames of pages that were dirty still, and copied home while somebody waited.
+    evicted_dirty,
+    /// And those taken before they were needed, together with others.
+    evicted_early,
+    /// And of those, pages that were asked for again before what they made room for was.
+    evicted_too_early,
+    /// Times that pages were evicted together.
+    eviction_rounds,
     /// Dirty pages copied home before their frames were needed.
     written_ahead,
     /// Changes of a granule's ownership, and refaults of what was just evicted, that came too soon after the last.

@@ -10,6 +10,8 @@ mod prefetch;
 mod readahead;
 mod replace;
 pub mod thrash;
+mod victims;
+mod watermarks;
 mod writes;
 
 pub use density::fill_up;
@@ -19,6 +21,8 @@ pub use optimal::{Misses, optimal};
 pub use placement::{Habit, Wanted, agree, eviction_rank, fastest, is_sparse, may_pin, placement};
 pub use prefetch::{Ahead, Prefetch};
 pub use readahead::{MAX_WINDOW, Readahead, Window};
-pub use replace::{Distance, GRANULE_PAGES, Granule, Replacement};
+pub use replace::{Distance, GRANULE_PAGES, Granule, Replacement, Resident};
 pub use thrash::{ThrashOptions, ThrashPolicy};
+pub use victims::{BLOCK_PAGES, Credit, Density, Grain, VictimQueue, grain};
+pub use watermarks::Watermarks;
 pub use writes::Writes;

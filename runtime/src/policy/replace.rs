@@ -17,6 +17,7 @@
 
 use crate::addr::{PageIndex, PageRange};
 use hashbrown::HashMap;
+use std::cmp::Reverse;
 
 /// Pages of a granule: 64 KiB.
 pub const GRANULE_PAGES: u32 = 16;
@@ -41,6 +42,29 @@ impl Granule {
     }
 }
 
+/// What of a granule is in frames and may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Resident {
+    /// The granule.
+    pub granule: Granule,
+    /// Whether evicting it costs a copy.
+    pub dirty: bool,
+    /// Its pages that may go.
+    pub pages: u32,
+}
+
+impl Resident {
+    /// Adds `other`, if it is of the same granule.
+    pub fn joined(&mut self, other: Self) -> bool {
+        let same = self.granule == other.granule;
+        if same {
+            self.dirty |= other.dirty;
+            self.pages += other.pages;
+        }
+        same
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct History {
     /// Start of the last burst.
@@ -49,6 +73,8 @@ struct History {
     last: u64,
     /// From the start of the burst before to that of the last; 0 if there was none.
     interval: u64,
+    /// Pages used in the last burst, in each period anew.
+    pages: u32,
 }
 
 /// How far away a granule's next use is, for comparing: larger goes first.
@@ -83,22 +109,28 @@ impl Replacement {
         self.capacity / WINDOW
     }
 
-    /// A granule is used in this period.
+    /// A page of a granule is used in this period, in which it was not recorded yet.
     pub fn record(&mut self, granule: Granule) {
         let (now, window) = (self.now, self.window());
         let history = self.histories.entry(granule).or_insert_with(|| {
             self.used += 1;
-            History { began: now, last: now, interval: 0 }
+            History { began: now, last: now, interval: 0, pages: 0 }
         });
-        if history.last == now {
-            return;
+        if history.last != now {
+            self.used += 1;
+            if now - history.last > window {
+                history.interval = now - history.began;
+                history.began = now;
+                history.pages = 0;
+            }
+            history.last = now;
         }
-        self.used += 1;
-        if now - history.last > window {
-            history.interval = now - history.began;
-            history.began = now;
-        }
-        history.last = now;
+        history.pages = (history.pages + 1).min(GRANULE_PAGES);
+    }
+
+    /// How many pages of a granule were used in its last burst of uses, about: pages used in several periods of it count several times.
+    pub fn used_together(&self, granule: Granule) -> u32 {
+        self.histories.get(&granule).map_or(0, |history| history.pages)
     }
 
     /// The period ends. What is used from here on is used later.
@@ -128,20 +160,28 @@ impl Replacement {
         }
     }
 
-    /// Orders `resident`, whose second member says whether evicting costs a copy, so that what should go first comes first. Among the first `about`
-    /// the clean come before the dirty, and neighbours stand together.
-    pub fn order(&self, resident: &mut Vec<(Granule, bool)>, about: usize) {
-        let about = about.min(resident.len());
-        if about > 0 && about < resident.len() {
-            resident.select_nth_unstable_by_key(about - 1, |&(granule, _)| std::cmp::Reverse(self.distance(granule)));
+    /// Orders `resident` so that what should go first comes first, and keeps of it what `pages` pages and one batch need. In each batch of `batch`
+    /// granules the clean come before the dirty, and neighbours stand together: a longer list follows the forecast as closely as a short one.
+    pub fn order(&self, resident: &mut Vec<Resident>, pages: usize, batch: usize) {
+        let mut ranked: Vec<_> = resident.iter().map(|&one| (Reverse(self.distance(one.granule)), one)).collect();
+        let mut about = batch.min(ranked.len());
+        while about < ranked.len() {
+            ranked.select_nth_unstable_by_key(about - 1, |&(distance, _)| distance);
+            if ranked[..about].iter().map(|(_, one)| one.pages as usize).sum::<usize>() >= pages {
+                ranked.truncate(about);
+            }
+            about *= 2;
         }
-        resident.truncate(about);
-        // What is needed at once is no part of that: it goes last.
-        let urgent = |granule: Granule| match self.distance(granule) {
-            Distance::Now(age) => Some(std::cmp::Reverse(age)),
-            Distance::Known(_) | Distance::Unknown(_) => None,
-        };
-        resident.sort_unstable_by_key(|&(granule, dirty)| (urgent(granule), dirty, granule));
+        ranked.sort_unstable();
+        for batch in ranked.chunks_mut(batch) {
+            // What is needed at once is no part of that: it goes last.
+            batch.sort_unstable_by_key(|&(distance, one)| {
+                let urgent = matches!(distance.0, Distance::Now(_)).then_some(distance);
+                (urgent, one.dirty, one.granule)
+            });
+        }
+        resident.clear();
+        resident.extend(ranked.into_iter().map(|(_, one)| one));
     }
 }
 
@@ -166,9 +206,10 @@ mod tests {
                 if !resident.contains(&granule) {
                     missed += 1;
                     if resident.len() == capacity {
-                        let mut may_go: Vec<_> = resident.difference(&using).map(|&granule| (granule, false)).collect();
-                        policy.order(&mut may_go, 1);
-                        resident.remove(&may_go[0].0);
+                        let mut may_go: Vec<_> =
+                            resident.difference(&using).map(|&granule| whole(granule.0, false)).collect();
+                        policy.order(&mut may_go, 1, 1);
+                        resident.remove(&may_go[0].granule);
                     }
                     resident.insert(granule);
                 }
@@ -271,11 +312,40 @@ mod tests {
         assert!(policy.histories.len() <= HISTORIES * 4 + 1025, "{}", policy.histories.len());
     }
 
+    fn whole(granule: u32, dirty: bool) -> Resident {
+        Resident { granule: Granule(granule), dirty, pages: GRANULE_PAGES }
+    }
+
+    fn numbers(resident: &[Resident]) -> Vec<u32> {
+        resident.iter().map(|one| one.granule.0).collect()
+    }
+
     #[test]
     fn clean_granules_go_before_dirty_ones_and_neighbours_together() {
         let policy = Replacement::default();
-        let mut resident = vec![(Granule(5), true), (Granule(3), false), (Granule(4), true), (Granule(9), false)];
-        policy.order(&mut resident, 10);
-        assert_eq!(resident.iter().map(|&(granule, _)| granule.0).collect::<Vec<_>>(), [3, 9, 4, 5]);
+        let mut resident = vec![whole(5, true), whole(3, false), whole(4, true), whole(9, false)];
+        policy.order(&mut resident, 10, 10);
+        assert_eq!(numbers(&resident), [3, 9, 4, 5]);
+    }
+
+    #[test]
+    fn a_list_is_as_long_as_its_pages_need_and_follows_the_forecast_batch_by_batch() {
+        let mut policy = Replacement::default();
+        policy.set_capacity(16);
+        for granule in 0..12 {
+            policy.record(Granule(granule));
+            policy.end_period();
+        }
+        // The youngest goes first; the last two were used a moment ago. Every third is clean.
+        let order = |pages: u32, wanted: usize, batch: usize| {
+            let mut resident: Vec<_> =
+                (0..12).map(|granule| Resident { pages, ..whole(granule, granule % 3 != 0) }).collect();
+            policy.order(&mut resident, wanted, batch);
+            numbers(&resident)
+        };
+        assert_eq!(order(16, 1, 4), [6, 9, 7, 8]);
+        assert_eq!(order(16, 65, 4), [6, 9, 7, 8, 3, 2, 4, 5]);
+        assert_eq!(order(1, 8, 4), [6, 9, 7, 8, 3, 2, 4, 5]);
+        assert_eq!(order(1, 9, 4), [6, 9, 7, 8, 3, 2, 4, 5, 0, 1, 10, 11]);
     }
 }

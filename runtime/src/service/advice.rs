@@ -5,7 +5,7 @@ use super::coalesce::PageFault;
 use super::fault::{Served, Service, ServiceError};
 use crate::addr::{PageIndex, PageRange};
 use crate::mm::advice::{Advice, Location};
-use crate::policy::{Granule, eviction_rank};
+use crate::policy::{Granule, Resident, eviction_rank};
 
 /// The address space's hints as of the last round of service.
 #[derive(Debug, Default)]
@@ -46,11 +46,11 @@ impl Service {
     }
 
     /// Cuts victims, ascending granules, into those that go first, those of which nothing is said, and those that go last.
-    pub(super) fn by_preference(&self, granules: Vec<(Granule, bool)>) -> [Vec<(Granule, bool)>; 3] {
+    pub(super) fn by_preference(&self, granules: Vec<Resident>) -> [Vec<Resident>; 3] {
         let mut groups = [Vec::new(), granules, Vec::new()];
         if self.followed.advised.iter().any(|(_, advice)| advice.preferred().is_some()) {
             for victim in std::mem::take(&mut groups[1]) {
-                let preferred = self.followed.in_granule(victim.0);
+                let preferred = self.followed.in_granule(victim.granule);
                 groups[usize::from(eviction_rank(preferred, self.mirror.number()))].push(victim);
             }
         }

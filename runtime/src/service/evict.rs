@@ -2,32 +2,29 @@
 //!
 //! Victims come from a queue of granules, ordered by the forecast of [`Replacement`]; the queue is made anew when it has run out or a
 //! period has ended. Passed over are pages that a kernel used since accessed bits were last collected, and pages serviced for work that
-//! still waits (I7). Of what is left of a granule all goes, and neighbouring granules with it where the forecast makes no difference between
-//! them, so that dense data leaves in long runs. A victim whose page lock is not free at once is passed over: somebody is changing it. In
+//! still waits (I7). How many go at once is decided by `policy/victims.rs`: whole blocks where access is dense, no page more than
+//! is needed where it is sparse. A victim whose page lock is not free at once is passed over: somebody is changing it. In
 //! replay mode no dispatch is in flight, since the caller is the thread that dispatches; in live mode taking pages away waits for the
 //! kernels that use them, with the victims' page locks held and no lock of the device (`taking.rs`).
 //!
-//! While the device has nothing to do, dirty pages that would go next are written home, so that they are clean when they go.
+//! Dirty pages that would go next are written home ahead of need (`clean.rs`), so that they are clean when they go.
 
+use super::clean::Writer;
+use super::coalesce::PageFault;
 use super::fault::Service;
-use super::mirror::{CopyList, MirrorState};
+use super::mirror::MirrorState;
 use super::taking::Locks;
 use crate::addr::{PageIndex, PageRange};
 use crate::device::layout::pte;
 use crate::mm::pages::PageState;
 use crate::mm::state::{comes_home, evicted};
 use crate::observe::Counters;
-use crate::policy::{GRANULE_PAGES, Granule, Replacement};
-use std::collections::VecDeque;
+use crate::policy::{Credit, GRANULE_PAGES, Granule, Replacement, Resident, VictimQueue, Watermarks};
 
-/// The part of the frames that are ordered at a time.
-const ORDERED: u32 = 16;
-/// The part of the frames that are kept clean ahead of need.
-const AHEAD: u32 = 8;
-/// Granules that are ordered at least.
-const FEWEST: usize = 64;
-/// Pages written home together while there is nothing else to do.
-const AHEAD_BATCH: usize = 256;
+/// The part of the frames within which clean granules go before dirty ones that would go sooner.
+const ORDERED: u32 = 8;
+/// Granules of such a part at least.
+const FEWEST: usize = 8;
 
 /// What came of an eviction.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,15 +40,23 @@ pub(super) struct Evicted {
 pub(super) struct Eviction {
     replacement: Replacement,
     /// Pages to evict next. Each is tried once.
-    queue: VecDeque<PageIndex>,
+    pub(super) queue: VictimQueue,
+    /// How many more may go than are needed.
+    credit: Credit,
     /// There was nothing to evict; nothing changes that in this round.
     exhausted: bool,
-    /// Granules to be written home ahead of need.
-    ahead: VecDeque<Granule>,
+    /// Cleans pages ahead of need; started when that is first to be done.
+    pub(super) writer: Option<Writer>,
+    /// Clean pages among those that go next.
+    pub(super) clean: u32,
+    /// Pages to be evicted before it is looked again what is to be cleaned, where nothing was found.
+    pub(super) unlooked: u32,
+    /// The writer was given pages, and what became of them was not looked at.
+    pub(super) sent: bool,
     /// Frames were short in the last launch.
-    pressed: bool,
+    pub(super) pressed: bool,
     /// Without a policy: where the hand is.
-    hand: Option<Granule>,
+    pub(super) hand: Option<Granule>,
 }
 
 impl Service {
@@ -85,84 +90,112 @@ impl Service {
                 }
                 continue;
             }
+            let needed = (count - done.pages).min(victims.len());
+            self.eviction.credit.evicted(&victims, needed);
             let pages = self.evict_pages(&victims);
+            let counters = &self.mirror.counters;
+            Counters::add(&counters.eviction_rounds, 1);
+            Counters::add(&counters.evicted_early, (victims.len() - needed) as u64);
             done.busy |= pages < victims.len();
             done.pages += pages;
         }
+        self.eviction.unlooked = self.eviction.unlooked.saturating_sub(done.pages as u32);
         Counters::add(&self.mirror.counters.evictions, done.pages as u64);
         done
     }
 
+    /// Notes which of the pages that kernels ask for were evicted too early.
+    pub(super) fn note_refaults(&mut self, faults: &[PageFault]) {
+        if self.eviction.credit.is_open() {
+            let early = faults.iter().filter(|fault| self.eviction.credit.asked(fault.page)).count();
+            Counters::add(&self.mirror.counters.evicted_too_early, early as u64);
+        }
+    }
+
     /// Whether a page may go: it has a frame, and nobody is known to need it.
-    fn may_go(&self, state: &MirrorState, page: PageIndex, span: PageRange) -> bool {
+    pub(super) fn may_go(&self, state: &MirrorState, page: PageIndex, span: PageRange) -> bool {
         let entry = state.table.load(page);
         entry & (pte::VALID | pte::ACCESSED | pte::ZERO | pte::HOME) == pte::VALID
             && !self.protected.contains(&page)
             && !span.contains(page)
     }
 
-    /// Up to `count` pages of the queue that may go still.
+    /// Pages of the queue that may go still: up to `count`, or with what goes together with them, more.
     fn next_victims(&mut self, count: usize, span: PageRange) -> Vec<PageIndex> {
         let mirror = self.mirror.clone();
         let state = mirror.lock();
+        // Who is run strictly is to get through with exactly its own pages; who goes round does without policies.
+        let exact = self.strict || self.eviction.hand.is_some();
+        let early = if exact { 0 } else { self.eviction.credit.allowance(state.frames.usage().limit) };
         let mut victims = Vec::with_capacity(count);
-        while victims.len() < count
-            && let Some(page) = self.eviction.queue.pop_front()
-        {
-            if self.may_go(&state, page, span) {
-                victims.push(page);
-            }
-        }
+        let mut queue = std::mem::take(&mut self.eviction.queue);
+        queue.next(count, early, |page| self.may_go(&state, page, span), &mut victims);
+        self.eviction.queue = queue;
         victims
     }
 
     /// Orders what may go anew. False if there is nothing.
-    fn fill_queue(&mut self, count: usize, span: PageRange) -> bool {
+    pub(super) fn fill_queue(&mut self, count: usize, span: PageRange) -> bool {
         let mirror = self.mirror.clone();
         let state = mirror.lock();
-        let mut granules: Vec<(Granule, bool)> = Vec::new();
+        let mut granules: Vec<Resident> = Vec::new();
         for page in state.frames.pages().filter(|&page| self.may_go(&state, page, span)) {
-            let (granule, dirty) = (Granule::of(page), comes_home(state.table.load(page)));
-            match granules.last_mut() {
-                Some(last) if last.0 == granule => last.1 |= dirty,
-                _ => granules.push((granule, dirty)),
+            let one = Resident { granule: Granule::of(page), dirty: comes_home(state.table.load(page)), pages: 1 };
+            if !granules.last_mut().is_some_and(|last| last.joined(one)) {
+                granules.push(one);
             }
         }
-        merge(&mut granules);
-        let about = ((state.frames.usage().limit / ORDERED / GRANULE_PAGES) as usize).max(FEWEST).max(count);
+        granules.sort_unstable_by_key(|one| one.granule);
+        granules.dedup_by(|next, kept| kept.joined(*next));
+        let limit = state.frames.usage().limit;
+        let batch =
+            ((limit / ORDERED / GRANULE_PAGES) as usize).max(FEWEST).max(count.div_ceil(GRANULE_PAGES as usize));
         if let Some(hand) = &mut self.eviction.hand {
-            let passed = granules.partition_point(|&(granule, _)| granule < *hand);
+            let passed = granules.partition_point(|one| one.granule < *hand);
             granules.rotate_left(passed);
-            granules.truncate(about);
-            *hand = granules.last().map_or(Granule(0), |&(granule, _)| Granule(granule.0 + 1));
+            granules.truncate(batch);
+            *hand = granules.last().map_or(Granule(0), |last| Granule(last.granule.0 + 1));
         } else {
-            let groups = self.by_preference(std::mem::take(&mut granules));
-            for mut group in groups {
-                let lacking = about.saturating_sub(granules.len());
-                self.eviction.replacement.order(&mut group, lacking);
-                granules.append(&mut group);
+            // As many as the writer looks at, and as are needed.
+            let pages = count.max(Watermarks::of(limit).high as usize);
+            let mut ordered = 0;
+            for mut group in self.by_preference(std::mem::take(&mut granules)) {
+                if ordered < pages.max(1) {
+                    self.eviction.replacement.order(&mut group, pages - ordered, batch);
+                    ordered += group.iter().map(|one| one.pages as usize).sum::<usize>();
+                    granules.append(&mut group);
+                }
             }
         }
         let thrash = self.space.thrash();
         if thrash.is_on() && self.eviction.hand.is_some() {
             // What was evicted and asked for again of late goes last. The forecast knows of refaults itself, and sorted so it would be
             // least recently used again.
-            granules.sort_by_key(|&(granule, _)| thrash.spares(granule));
+            granules.sort_by_key(|one| thrash.spares(one.granule));
         }
-        let pages = granules.iter().flat_map(|&(granule, _)| state.table.clip(granule.pages()).iter());
-        let queue = pages.filter(|&page| self.may_go(&state, page, span)).collect();
+        let pages = granules.iter().flat_map(|one| state.table.clip(one.granule.pages()).iter());
+        let mut queue = std::mem::take(&mut self.eviction.queue);
+        let used = |granule| self.eviction.replacement.used_together(granule);
+        queue.fill(pages.filter(|&page| self.may_go(&state, page, span)), used);
         self.eviction.queue = queue;
         !self.eviction.queue.is_empty()
     }
 
     /// Evicts pages; returns how many. Passes over those that somebody else is changing, or has taken the frames of.
-    fn evict_pages(&self, victims: &[PageIndex]) -> usize {
-        let mirror = &self.mirror;
+    fn evict_pages(&mut self, victims: &[PageIndex]) -> usize {
+        let mirror = self.mirror.clone();
         let pages = &mirror.home.pages;
         let mut victims: Vec<_> = victims.iter().filter_map(|&page| Some((page, pages.try_lock(page)?))).collect();
         victims.sort_unstable_by_key(|&(page, _)| page);
         let locks = Locks { state: mirror.lock(), _gate: None };
-        victims.retain(|&(page, _)| mirror.can_evict(&locks.state, page));
+        let mut dirty = 0;
+        victims.retain(|&(page, _)| {
+            let goes = mirror.can_evict(&locks.state, page);
+            dirty += u32::from(goes && comes_home(locks.state.table.load(page)));
+            goes
+        });
+        Counters::add(&mirror.counters.evicted_dirty, dirty.into());
+        self.eviction.clean = self.eviction.clean.saturating_sub(victims.len() as u32 - dirty);
         mirror.take_home(locks, victims.iter().map(|&(page, _)| page));
         for &(page, _) in &victims {
             // Home is the truth; the CPU's next touch maps it.
@@ -211,6 +244,7 @@ impl Service {
     pub fn end_slice(&mut self) {
         self.tight = true;
         self.unprotect();
+        self.write_ahead();
     }
 
     /// Forgets what earlier work waited for: everything may be evicted again. Accessed bits are collected, so that those set from
@@ -224,7 +258,7 @@ impl Service {
     }
 
     /// Collects all accessed bits: a period of use ends.
-    fn collect_uses(&mut self) {
+    pub(super) fn collect_uses(&mut self) {
         let mirror = self.mirror.clone();
         let state = mirror.lock();
         let replacement = &mut self.eviction.replacement;
@@ -239,6 +273,8 @@ impl Service {
         }
         replacement.end_period();
         self.eviction.queue.clear();
+        // Others go next from here on.
+        (self.eviction.clean, self.eviction.unlooked) = (0, 0);
     }
 
     /// Notes the pages in frames that were used since this was called last, by ascending page.
@@ -259,68 +295,14 @@ impl Service {
         self.tight
     }
 
-    /// The device has nothing to do: if frames are short, some dirty pages that would go next are written home. False if there is
-    /// nothing to write. No dispatch is in flight.
-    pub fn write_ahead(&mut self) -> bool {
-        if !self.eviction.pressed || self.eviction.hand.is_some() {
-            return false;
-        }
-        if self.eviction.ahead.is_empty() && !self.plan_ahead() {
-            self.eviction.pressed = false;
-            return false;
-        }
-        let mirror = self.mirror.clone();
-        let pages = &mirror.home.pages;
-        let mut dirty = Vec::new();
-        while dirty.len() < AHEAD_BATCH
-            && let Some(granule) = self.eviction.ahead.pop_front()
-        {
-            dirty.extend(granule.pages().iter().filter_map(|page| Some((page, pages.try_lock(page)?))));
-        }
-        let mut state = mirror.lock();
-        let mut copies = CopyList::default();
-        for &(page, _) in &dirty {
-            let entry = state.table.load(page);
-            if entry & pte::VALID != 0 && comes_home(entry) {
-                state.table.clear_flags(page, pte::DIRTY);
-                mirror.collect(page, entry & pte::DIRTY);
-                copies.add_home(&mirror, &state, page, entry);
-            }
-        }
-        Counters::add(&mirror.counters.written_ahead, copies.pages.len() as u64);
-        mirror.copy_home(&mut state, &copies);
-        // Once is enough until something is evicted again.
-        if self.eviction.ahead.is_empty() {
-            self.eviction.pressed = false;
-        }
-        true
-    }
-
-    /// Notes the granules with dirty pages among those that would go next.
-    fn plan_ahead(&mut self) -> bool {
+    /// The device has nothing to do: if frames are short, dirty pages that would go next are cleaned.
+    pub fn rest(&mut self) {
         if self.tight {
-            self.collect_uses();
+            self.unprotect();
             self.tight = false;
         }
-        let mirror = self.mirror.clone();
-        let state = mirror.lock();
-        let mut granules: Vec<(Granule, bool)> =
-            state.frames.pages().map(|page| (Granule::of(page), comes_home(state.table.load(page)))).collect();
-        let limit = state.frames.usage().limit;
-        drop(state);
-        merge(&mut granules);
-        self.eviction.replacement.order(&mut granules, (limit / AHEAD / GRANULE_PAGES) as usize);
-        self.eviction.ahead = granules.into_iter().filter(|&(_, dirty)| dirty).map(|(granule, _)| granule).collect();
-        !self.eviction.ahead.is_empty()
+        self.write_ahead();
+        // Once is enough until something is evicted again.
+        self.eviction.pressed = false;
     }
-}
-
-/// One entry for each granule, dirty if any is.
-fn merge(granules: &mut Vec<(Granule, bool)>) {
-    granules.sort_unstable();
-    granules.dedup_by(|next, kept| {
-        let same = next.0 == kept.0;
-        kept.1 |= same && next.1;
-        same
-    });
 }

@@ -215,6 +215,7 @@ impl Service {
         let usage = self.mirror.frames();
         self.filling = usage.limit.saturating_sub(usage.used) as usize <= 2 * faults.len();
         self.upgrade_to_pending(faults);
+        self.note_refaults(faults);
         self.follow_advice();
         self.hold_off(faults, throttle, &mut served);
         self.follow_writes(faults);
@@ -229,6 +230,7 @@ impl Service {
         let result = result.and(self.serve_parts(ahead, faults, &mut served));
         list.clear();
         self.list = list;
+        self.write_ahead();
         Counters::add_time(&self.mirror.counters.service_nanos, start.elapsed());
         result.map(|()| served)
     }

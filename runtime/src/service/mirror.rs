@@ -56,7 +56,7 @@ pub struct DeviceMirror {
     pub(super) counters: Arc<Counters>,
     number: DeviceNumber,
     owner: OwnerId,
-    gate: RankedMutex<()>,
+    pub(super) gate: RankedMutex<()>,
     update: RankedMutex<MirrorState>,
     pub(super) budget: Mutex<Budget>,
     pub(super) resized: AtomicU64,
@@ -362,15 +362,45 @@ impl DeviceMirror {
         }
     }
 
-    /// Copies frames home. Pages not known to have memory are written into the file, which gives it to them at less cost than faults
-    /// through the alias.
+    /// Copies frames home, under the update lock.
     pub(super) fn copy_home(&self, state: &mut MirrorState, copies: &CopyList) {
+        let mut filled = std::mem::take(&mut state.filled);
+        // SAFETY: the frames are this mirror's, held under the update lock, and no kernel uses them any more. The pages are locked, so
+        // nobody else writes them.
+        unsafe {
+            self.write_home(copies, &mut filled, |pages, outcome| {
+                if let Err(error) = outcome {
+                    tracing::error!(pages = pages.len(), "what the device wrote is lost: {error}");
+                    state.lost.extend(pages);
+                }
+            });
+        }
+        state.filled = filled;
+    }
+
+    /// Copies frames home and says what became of which pages. Pages not known to have memory are written into the file, which gives it to
+    /// them at less cost than faults through the alias. `filled` is room for a list.
+    ///
+    /// # Safety
+    /// Until this returns nobody stores to the frames or uses them for anything else, and nobody else writes the home pages.
+    pub(super) unsafe fn write_home(
+        &self,
+        copies: &CopyList,
+        filled: &mut CopyList,
+        mut done: impl FnMut(&[PageIndex], Result<(), String>),
+    ) {
         if copies.copies.is_empty() {
             return;
         }
         let start = Instant::now();
-        let mut filled = std::mem::take(&mut state.filled);
         filled.clear();
+        let mut came_home = |pages: &[PageIndex], outcome: Result<(), String>| {
+            if outcome.is_ok() {
+                Counters::add(&self.counters.pages_out, pages.len() as u64);
+                pages.iter().for_each(|&page| self.home.pages.set_filled(page));
+            }
+            done(pages, outcome);
+        };
         let mut covered = copies.pages.as_slice();
         for copy in &copies.copies {
             let (pages, rest) = covered.split_at(copy.bytes / PAGE_SIZE);
@@ -382,37 +412,22 @@ impl DeviceMirror {
                 continue;
             };
             let run = PageRange::of_len(pages[0], pages.len() as u32);
-            // SAFETY: the frames are this mirror's, held under the update lock, and no kernel uses them any more. The pages are locked, so
-            // nobody else writes them.
+            // SAFETY: the caller's contract.
             let written = unsafe { self.home.views.write(run, frames.as_ptr()) };
             match written {
-                Ok(()) => self.came_home(state, pages, Ok(())),
+                Ok(()) => came_home(pages, Ok(())),
                 // Another way is through the alias, once the pages have memory: without, touching them there is a SIGBUS.
                 Err(_) if self.home.views.allocate(run).is_ok() => {
                     filled.copies.push(*copy);
                     filled.pages.extend(pages);
                 }
-                Err(error) => self.came_home(state, pages, Err(error.to_string())),
+                Err(error) => came_home(pages, Err(error.to_string())),
             }
         }
-        // SAFETY: as above; the alias is always writable.
+        // SAFETY: the caller's contract; the alias is always writable.
         let copied = unsafe { self.device.copy_out(&filled.copies) };
-        self.came_home(state, &filled.pages, copied.map_err(|error| error.to_string()));
-        state.filled = filled;
+        came_home(&filled.pages, copied.map_err(|error| error.to_string()));
         Counters::add_time(&self.counters.copy_nanos, start.elapsed());
-    }
-
-    fn came_home(&self, state: &mut MirrorState, pages: &[PageIndex], outcome: Result<(), String>) {
-        match outcome {
-            Ok(()) => {
-                Counters::add(&self.counters.pages_out, pages.len() as u64);
-                pages.iter().for_each(|&page| self.home.pages.set_filled(page));
-            }
-            Err(error) => {
-                tracing::error!(pages = pages.len(), "what the device wrote is lost: {error}");
-                state.lost.extend(pages);
-            }
-        }
     }
 }
 

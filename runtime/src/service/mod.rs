@@ -8,6 +8,7 @@ mod advice;
 mod ahead;
 mod batch;
 mod budget;
+mod clean;
 mod coalesce;
 mod contents;
 mod epochs;

@@ -12,7 +12,7 @@
 //! collects, copies 1 home      collects, copies 2 home
 //! ```
 //!
-//! Changes of placement wait with the locks held.
+//! Changes of placement, and the writer of dirty pages (`clean.rs`), wait with the locks held.
 
 use super::epochs::Wait;
 use super::flying::Flight;
@@ -125,9 +125,13 @@ impl DeviceMirror {
 
     /// Waits until no running kernel uses translations that were taken.
     fn shootdown(&self, lists: &Lists) {
-        if lists.taken.is_empty() {
-            return;
+        if !lists.taken.is_empty() {
+            self.outwait_kernels();
         }
+    }
+
+    /// Waits until no running kernel uses what was taken before the call.
+    pub(super) fn outwait_kernels(&self) {
         let start = Instant::now();
         let wait = self.epochs.shootdown(self.device.as_ref());
         if wait != Wait::None {

@@ -5,6 +5,7 @@ mod arrays;
 mod coherence;
 mod direct;
 mod errors;
+mod evict;
 mod faults;
 mod live;
 mod mappings;

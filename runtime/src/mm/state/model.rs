@@ -10,6 +10,7 @@
 //! | CPU thread | `AddressSpace::cpu_fault`, `drop_contents` | lock · decide, bracket start · per device: gate, take entry · copy home · … · map · bracket end, unlock |
 //! | device | executor and `Service::serve_one` | gate · translate · use · … · gate open · lock · begin · quiet, bracket start · other device: as above · plan, evict · copy in · retry or commit |
 //! | outsider | a user of the `hmm` API, or a kernel event | bracket start · per device: as above · bracket end; takes no page lock |
+//! | writer | the thread that cleans pages of the first device, `DeviceMirror::clean` | lock, gate: entry read-only · copy home · entry clean, unlock |
 //!
 //! [`Mutation`] breaks one rule each, to show that the search would notice.
 
@@ -71,6 +72,28 @@ pub(super) enum Mutation {
     RemoteKeepsWritable,
     /// The dirty bit of an entry for a home page is taken for one of a copy.
     RemoteCopiedHome,
+    /// A page that is cleaned stays writable while it is copied.
+    CleanWithoutProtect,
+    /// A page that is cleaned loses its dirty bit before it is copied.
+    CleanBeforeCopy,
+    /// A page is cleaned without its lock.
+    CleanUnlocked,
+    /// A page becomes read-only for being cleaned while a dispatch is in flight.
+    CleanWithoutShootdown,
+    /// A page that was cleaned gets its permission back although somebody took it away meanwhile.
+    CleanRestoresAlways,
+    /// The frame of a page that is being cleaned is not held.
+    CleanFrameNotHeld,
+}
+
+/// The thread that cleans pages of device 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Writer {
+    Idle,
+    /// The page's lock is held, its entry read-only, its frame held; the flag: what is in the frame is newest.
+    Protected(u8, bool),
+    /// Its frame was copied home.
+    Copied(u8),
 }
 
 /// What a CPU thread wants.
@@ -182,6 +205,7 @@ pub(super) struct World {
     pub(super) stale: [bool; DEVICES],
     pub(super) gates: [bool; DEVICES],
     pub(super) outsider: Outsider,
+    pub(super) writer: Writer,
 }
 
 const VALID: u16 = pte::VALID as u16;
@@ -263,6 +287,7 @@ impl World {
             stale: [false; DEVICES],
             gates: [false; DEVICES],
             outsider: Outsider::Idle,
+            writer: Writer::Idle,
         }
     }
 
@@ -276,10 +301,14 @@ impl World {
             step.device(device, answers_only, into);
         }
         step.outsider(answers_only, into);
+        step.writer(answers_only, into);
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.cpus == [Cpu::Idle; CPUS] && self.devices == [Device::Idle; DEVICES] && self.outsider == Outsider::Idle
+        self.cpus == [Cpu::Idle; CPUS]
+            && self.devices == [Device::Idle; DEVICES]
+            && self.outsider == Outsider::Idle
+            && self.writer == Writer::Idle
     }
 }
 
@@ -424,6 +453,11 @@ impl Step {
         {
             *newest = false;
         }
+        if let Writer::Protected(number, newest) = &mut self.world.writer
+            && here(*number)
+        {
+            *newest = false;
+        }
     }
 
     /// An invalidation starts: ranges over the page become stale, except that of `service`.
@@ -494,7 +528,7 @@ impl Step {
             return Entry::default();
         }
         if how == LetGo::Downgrade {
-            if !entry.has(VALID | WRITABLE) {
+            if !entry.valid() || entry.flags & (WRITABLE | DIRTY) == 0 {
                 return Entry::default();
             }
             entry.flags &= !(WRITABLE | ACCESSED | DIRTY);
@@ -696,6 +730,11 @@ impl Step {
                 matches!(fill, Fill::ZeroFrame | Fill::Home).then_some(page_here.home_newest),
             )
         } else if !in_other.valid() || in_other.has(ZERO) || in_other.at_home() {
+            if self.holds_frame(who, other) {
+                self.end_service(who, here, bracket);
+                into.push(Ok(self.world));
+                return;
+            }
             Device::CopyIn(page, ask, bracket)
         } else if page_other.locked {
             // Busy: the page is left to the next round.
@@ -713,6 +752,80 @@ impl Step {
             }
         };
         into.push(Ok(self.world));
+    }
+
+    /// Whether the writer holds the frame that `page` had on `device`.
+    fn holds_frame(&self, device: usize, page: usize) -> bool {
+        let held = matches!(self.world.writer, Writer::Protected(number, _) if usize::from(number) == page);
+        device == 0 && held && !self.mutated(Mutation::CleanFrameNotHeld)
+    }
+
+    fn writer(mut self, answers_only: bool, into: &mut Vec<Next>) {
+        match self.world.writer {
+            Writer::Idle if answers_only => {}
+            Writer::Idle => {
+                let unlocked = self.mutated(Mutation::CleanUnlocked);
+                // The gate, and the update lock, which whoever writes a page home holds.
+                let updating = matches!(self.world.devices[0], Device::WriteBack(..) | Device::Shed(..));
+                let open = self.mutated(Mutation::NoShootdown) || self.mutated(Mutation::CleanWithoutShootdown);
+                let shut = updating || (self.world.gates[0] && !open);
+                for page in (0..PAGES).filter(|_| !shut) {
+                    let mut next = self;
+                    let here = &mut next.world.pages[page];
+                    let entry = &mut here.entries[0];
+                    let fits = entry.has(VALID | WRITABLE | DIRTY) && !entry.at_home();
+                    if !fits || (here.locked && !unlocked) {
+                        continue;
+                    }
+                    if self.mutation != Some(Mutation::CleanWithoutProtect) {
+                        entry.flags &= !WRITABLE;
+                    }
+                    if self.mutation == Some(Mutation::CleanBeforeCopy) {
+                        entry.flags &= !DIRTY;
+                        here.dirty = true;
+                    }
+                    let newest = entry.newest;
+                    here.locked |= !unlocked;
+                    next.world.writer = Writer::Protected(page as u8, newest);
+                    into.push(Ok(next.world));
+                }
+            }
+            Writer::Protected(page, newest) => {
+                let (here, other) = (usize::from(page), 1 - usize::from(page));
+                // Not held, the frame may have become that of the other page.
+                let own = self.world.pages[here].entries[0].valid();
+                let others = self.world.pages[other].entries[0];
+                let reused = !own && others.valid() && !others.has(ZERO) && !others.at_home();
+                if reused && !self.mutated(Mutation::CleanFrameNotHeld) {
+                    into.push(Err("a frame that was held was used for another page"));
+                    return;
+                }
+                self.copy_home(here, newest && !reused);
+                self.world.writer = Writer::Copied(page);
+                into.push(Ok(self.world));
+            }
+            Writer::Copied(page) => {
+                // The update lock.
+                let updating = matches!(self.world.devices[0], Device::WriteBack(..) | Device::Shed(..));
+                if updating || self.world.gates[0] && !matches!(self.world.devices[0], Device::Run | Device::Use(..)) {
+                    return;
+                }
+                let always = self.mutated(Mutation::CleanRestoresAlways);
+                let unprotected = self.mutated(Mutation::CleanWithoutProtect);
+                let early = self.mutated(Mutation::CleanBeforeCopy);
+                let unlocked = self.mutated(Mutation::CleanUnlocked);
+                let here = &mut self.world.pages[usize::from(page)];
+                let entry = &mut here.entries[0];
+                let untouched = entry.has(VALID | DIRTY) && !entry.has(WRITABLE) && !entry.at_home();
+                if untouched || unprotected || (entry.valid() && (always || early)) {
+                    entry.flags = (entry.flags & !DIRTY) | WRITABLE;
+                    here.dirty = true;
+                }
+                here.locked &= unlocked;
+                self.world.writer = Writer::Idle;
+                into.push(Ok(self.world));
+            }
+        }
     }
 
     /// The frame of the other page is free.

@@ -6,7 +6,9 @@
 //! version, and somebody always has it), I4 (an accessed or dirty bit is in an entry or in the page's record), the outsider's promise
 //! (what it was told is gone stays gone until its invalidation ends), and that requests under way are always answered.
 
-use super::model::{Ask, CPUS, Cpu, DEVICES, Device, Mutation, Outsider, PAGES, Page, REMOTE, Request, Telling, World};
+use super::model::{
+    Ask, CPUS, Cpu, DEVICES, Device, Mutation, Outsider, PAGES, Page, REMOTE, Request, Telling, World, Writer,
+};
 use crate::device::layout::pte;
 use crate::mm::state::Placement;
 use hashbrown::hash_table::{Entry, HashTable};
@@ -56,6 +58,8 @@ struct Cast {
     /// Devices.
     devices: usize,
     outsider: bool,
+    /// A thread cleans dirty pages of the first device.
+    writer: bool,
     discard: bool,
     /// Devices may map home pages.
     remote: bool,
@@ -69,6 +73,7 @@ impl Cast {
         let remote = |device: &Device| matches!(device, Device::Locked(_, Ask { placement: Placement::Remote, .. }));
         let discards = world.cpus.iter().any(|cpu| matches!(cpu, Cpu::Locked(_, Request::Discard)));
         (self.outsider || world.outsider == Outsider::Idle)
+            && (self.writer || world.writer == Writer::Idle)
             && (self.discard || !discards)
             && (self.remote || !world.devices.iter().any(remote))
             && world.cpus.iter().filter(|&&cpu| cpu != Cpu::Idle).count() <= self.cpus
@@ -201,6 +206,7 @@ fn in_flight(world: &World, page: usize) -> bool {
             _ => false,
         })
         || matches!(world.outsider, Outsider::Telling(number, _, at) if here(number, at))
+        || matches!(world.writer, Writer::Protected(number, true) if usize::from(number) == page)
         // What is discarded need not be anywhere.
         || world.cpus.iter().any(|cpu| {
             matches!(*cpu, Cpu::Telling(number, Request::Discard, ..) | Cpu::Map(number, Request::Discard, ..)
@@ -249,6 +255,10 @@ fn swap_pages(mut world: World) -> World {
         Outsider::Idle => {}
         Outsider::Telling(page, ..) | Outsider::Told(page, _) => *page = 1 - *page,
     }
+    match &mut world.writer {
+        Writer::Idle => {}
+        Writer::Protected(page, _) | Writer::Copied(page) => *page = 1 - *page,
+    }
     world
 }
 
@@ -257,7 +267,8 @@ fn swap_devices(mut world: World) -> World {
     let telling = world.cpus.iter().any(|cpu| matches!(cpu, Cpu::Telling(..)))
         || world.devices.iter().any(|device| matches!(device, Device::Telling(..)))
         || matches!(world.outsider, Outsider::Telling(..));
-    if telling {
+    // And the writer is of the first.
+    if telling || world.writer != Writer::Idle {
         return world;
     }
     world.devices.swap(0, 1);
@@ -313,13 +324,30 @@ fn assert_holds_as_far_as_asked(cast: Cast) {
     }
 }
 
-const PLAIN: Cast = Cast { cpus: CPUS, devices: DEVICES, outsider: false, discard: false, remote: false, bits: false };
+const PLAIN: Cast =
+    Cast { cpus: CPUS, devices: DEVICES, outsider: false, writer: false, discard: false, remote: false, bits: false };
 /// With pages mapped at home, one CPU thread.
 const REMOTELY: Cast = Cast { cpus: 1, discard: true, remote: true, ..PLAIN };
 /// With accessed and dirty bits, one CPU thread.
 const BITS: Cast = Cast { cpus: 1, bits: true, ..PLAIN };
 /// With an outsider, and one service or dispatch at a time (on either device).
 const OUTSIDER: Cast = Cast { cpus: 1, devices: 1, outsider: true, ..PLAIN };
+
+/// With a thread that cleans pages while all others do what they do.
+const WRITER: Cast = Cast { cpus: 1, writer: true, ..PLAIN };
+/// With an outsider besides.
+const WRITER_OUTSIDE: Cast = Cast { writer: true, ..OUTSIDER };
+
+#[test]
+fn no_store_is_lost_when_pages_are_cleaned_while_kernels_run() {
+    assert_holds(WRITER);
+    assert_holds_as_far_as_asked(Cast { bits: true, discard: true, ..WRITER });
+}
+
+#[test]
+fn nor_when_somebody_takes_pages_away_that_are_being_cleaned() {
+    assert_holds_as_far_as_asked(WRITER_OUTSIDE);
+}
 
 #[test]
 fn two_cpu_threads_and_two_devices_keep_every_promise_in_every_world() {
@@ -393,4 +421,10 @@ fn every_mutation_is_found() {
         assert_found(mutation, BITS);
     }
     assert_found(Mutation::RetryIgnored, OUTSIDER);
+    for mutation in [Mutation::CleanWithoutProtect, Mutation::CleanWithoutShootdown, Mutation::CleanUnlocked] {
+        assert_found(mutation, WRITER);
+    }
+    for mutation in [Mutation::CleanBeforeCopy, Mutation::CleanRestoresAlways, Mutation::CleanFrameNotHeld] {
+        assert_found(mutation, WRITER_OUTSIDE);
+    }
 }
