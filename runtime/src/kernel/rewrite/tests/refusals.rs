@@ -224,11 +224,11 @@ fn what_reaches_memory_past_loads_stores_and_atomics() {
 #[test]
 fn pointers_that_come_from_nowhere() {
     refused("saxpy", "OpVectorExtractDynamic", "it makes a pointer in a way that is not known", |module| {
-        let (pointer, ty) = physical(module);
+        let (_, ty) = physical(module);
         let value = first(module, Op::FMul).result_id.unwrap();
         let id = fresh(module);
         let operands = vec![Operand::IdRef(value), Operand::IdRef(value)];
-        append(module, pointer, Instruction::new(Op::VectorExtractDynamic, Some(ty), Some(id), operands));
+        append(module, value, Instruction::new(Op::VectorExtractDynamic, Some(ty), Some(id), operands));
     });
 }
 
