@@ -496,15 +496,19 @@ fn a_copy_command_behind_the_kernel_that_waits_for_it_is_found_to_hang() {
 #[test]
 fn stores_before_a_wait_that_is_given_up_are_not_repeated() {
     let device = Faulty::open(Probe::AsItIs);
-    let svm = moving(|builder| builder.with_device(device.clone()).fault_mode(FaultMode::Live).poll_limit(1000));
+    let svm = moving(|builder| {
+        builder.with_device(device.clone()).fault_mode(FaultMode::Live).poll_limit(u32::MAX).time_limit(HANG)
+    });
     let mut data = svm.heap().vec_zeroed::<[u32; 1024]>(2).unwrap();
+    // What was never written is not copied.
+    data.iter_mut().for_each(|page| page[1000] = 1);
     // SAFETY: the kernel changes words of the pages.
     let kernel = unsafe { svm.kernel("update_pages", spirv!("update_pages")) }.unwrap();
     // It has the first page, ready to be stored to, and lacks the other.
     kernel.launch([1, 1, 1]).write(&mut data[..]).value([1u32, 32]).run().unwrap();
-    device.lags.store(true, Ordering::Relaxed);
+    device.hangs.store(true, Ordering::Relaxed);
     let result = kernel.launch([1, 1, 1]).write(&mut data[..]).value([2u32, 32]).run();
-    device.lags.store(false, Ordering::Relaxed);
+    device.hangs.store(false, Ordering::Relaxed);
     assert!(matches!(result, Err(LaunchError::LateFault(_))), "{result:?}");
     let words = &data[0][..32];
     assert!(words.iter().all(|word| [7, 5 * 7 + 7].contains(word)), "stores were repeated: {words:?}");
