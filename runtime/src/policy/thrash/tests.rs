@@ -236,6 +236,29 @@ fn three_sides_take_turns_and_nobody_starves() {
 }
 
 #[test]
+fn who_was_exempt_is_not_once_it_had_its_turn() {
+    let mut granule = Simulation::new(ThrashPolicy::Throttle);
+    // With two sides, nobody ever stands behind a third: a residency with its jitter is all that either waits.
+    let most = granule.options.max_residency * (100 + u32::from(granule.options.jitter)) / 100;
+    for turn in 0..1000 {
+        granule.now += us(5);
+        let (waited, _) = granule.take(if turn % 2 == 0 { DEVICE } else { Side::CPU });
+        assert!(waited <= most, "turn {turn} waited {waited:?}");
+    }
+    // The CPU has it. Of two that wait, the first is exempt; when it had its turn, the second is, and who had it before stands behind.
+    let wait = |granule: &mut Simulation, side| match granule.touch(side) {
+        Verdict::Wait(time) => time,
+        verdict => panic!("{verdict:?}"),
+    };
+    let (first, second) = (wait(&mut granule, OTHER), wait(&mut granule, DEVICE));
+    assert!(second > first, "{second:?}, {first:?}");
+    granule.now += first;
+    assert_eq!(granule.touch(OTHER), Verdict::Go);
+    let (second, last) = (wait(&mut granule, DEVICE), wait(&mut granule, Side::CPU));
+    assert!(last > second && second <= most, "{last:?}, {second:?}");
+}
+
+#[test]
 fn refaults_of_what_was_evicted_count_and_are_never_kept_waiting() {
     let mut granule = Simulation::new(ThrashPolicy::Full);
     let mut verdicts = Vec::new();
