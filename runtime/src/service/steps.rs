@@ -309,10 +309,14 @@ impl Service {
             let permitted = part.vma.permission() == Permission::ReadWrite;
             for page in part.span.pages.iter() {
                 let (asked, mut action) = (self.access[index], self.actions[index]);
-                if let Action::Home(address) = action
-                    && self.mirror.home_address(state, page) != Some(address)
-                {
-                    // Other memory of its window was given back since the plan was made, and with it the window. The next round finds the new one.
+                // Other memory of its window may have been given back since the plan was made, and with it the window and the entries that led into
+                // it. The next round finds the new one.
+                let forgotten = match action {
+                    Action::Home(address) => self.mirror.home_address(state, page) != Some(address),
+                    Action::Upgrade | Action::Nothing => state.table.load(page) & pte::VALID == 0,
+                    _ => false,
+                };
+                if forgotten {
                     action = Action::Busy;
                 }
                 let write = asked == Some(Access::Write);
@@ -337,9 +341,8 @@ impl Service {
                         state.table.clear_flags(page, pte::PENDING);
                     }
                     Action::Upgrade => {
-                        let entry = state.table.clear_flags(page, pte::PENDING);
+                        state.table.clear_flags(page, pte::PENDING);
                         state.table.set_flags(page, pte::WRITABLE);
-                        debug_assert!(entry & pte::VALID != 0);
                     }
                     Action::Copy(frame) | Action::Zero(frame) => {
                         // It may have been mapped to the zero frame, and read there. Live kernels may do so still, once each: an entry is replaced in one

@@ -99,7 +99,9 @@ impl DeviceMirror {
         let mut lists = std::mem::take(&mut state.lists);
         lists.clear();
         for page in state.table.clip(range).iter() {
-            if state.table.load(page) & pte::WRITABLE != 0 {
+            let entry = state.table.load(page);
+            // Dirty, but not writable: it was being cleaned.
+            if entry & pte::VALID != 0 && entry & (pte::WRITABLE | pte::DIRTY) != 0 {
                 lists.taken.push((page, state.table.clear_flags(page, pte::WRITABLE)));
             }
         }

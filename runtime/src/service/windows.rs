@@ -36,6 +36,12 @@ struct Made {
 }
 
 impl Windows {
+    /// How many there are.
+    #[cfg(test)]
+    pub(super) fn made(&self) -> usize {
+        self.made.len()
+    }
+
     /// No window is made any more, and those that were are given back. No entry leads into one.
     pub(super) fn close(&mut self) {
         self.made.clear();
@@ -100,16 +106,16 @@ impl DeviceMirror {
         }
     }
 
-    /// Takes the entries of `pages` that lead to home pages. Needs no page locks: `Remote` pages without an entry are as good.
+    /// Takes the entries of `pages` that lead to home pages; no kernel uses these pages' window when this returns. Needs no page locks: `Remote` pages
+    /// without an entry are as good.
     fn take_home_entries(&self, state: &mut MirrorState, pages: PageRange) {
         let leads_home = |entry: u64| entry & (pte::VALID | pte::HOME) == pte::VALID | pte::HOME;
         let taken: Vec<_> = (state.table.clip(pages).iter())
             .filter(|&page| leads_home(state.table.load(page)))
             .map(|page| (page, state.table.take(page)))
             .collect();
-        if !taken.is_empty() {
-            self.epochs.shootdown(self.device.as_ref());
-        }
+        // Also where none was left: what an invalidation took before, kernels may use until its own wait is over.
+        self.outwait_kernels();
         for (page, entry) in taken {
             let late = state.table.clear_flags(page, pte::ACCESSED | pte::DIRTY) & (pte::ACCESSED | pte::DIRTY);
             self.collect(page, entry | late);

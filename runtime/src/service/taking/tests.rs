@@ -5,7 +5,9 @@ use super::*;
 use crate::addr::{Access, DeviceAddress, PAGE_SIZE};
 use crate::device::layout::Control;
 use crate::device::soft::{SoftDevice, SoftOptions};
-use crate::device::{Device, DeviceError, DeviceInfo, Dispatch, PageCopy, SharedMemory, SharedUse, Slab};
+use crate::device::{
+    Device, DeviceError, DeviceInfo, Dispatch, HomeWindow, HostImport, PageCopy, SharedMemory, SharedUse, Slab,
+};
 use crate::hmm::{Blocking, Event, InvalidateInfo, MirrorOps};
 use crate::kernel::KernelModule;
 use crate::mm::pages::{DeviceNumber, PageRecords};
@@ -22,12 +24,16 @@ const PAGES: u32 = 3;
 /// Far more than anything here takes.
 const HANG: Duration = Duration::from_secs(60);
 
-/// The reference device, with a kernel on it that does not end.
-struct Running(SoftDevice);
+/// The reference device, with a kernel on it that does not end. Its imports pin.
+struct Running(SoftDevice, DeviceInfo);
 
 impl Device for Running {
     fn info(&self) -> &DeviceInfo {
-        self.0.info()
+        &self.1
+    }
+    unsafe fn import(&self, host: NonNull<u8>, bytes: usize) -> Result<Arc<dyn HomeWindow>, DeviceError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.import(host, bytes) }
     }
     fn shared_memory(&self, bytes: usize, usage: SharedUse) -> Result<Box<dyn SharedMemory>, DeviceError> {
         self.0.shared_memory(bytes, usage)
@@ -67,7 +73,9 @@ impl Device for Running {
 
 /// A device with pages in frames, writable and not used yet, and a live dispatch.
 fn machine() -> DeviceMirror {
-    let device = Arc::new(Running(SoftDevice::new(&SoftOptions::default()).unwrap()));
+    let device = SoftDevice::new(&SoftOptions::default()).unwrap();
+    let info = DeviceInfo { import: Some(HostImport { window_pages: 512, follows: false }), ..device.info().clone() };
+    let device = Arc::new(Running(device, info));
     let views = OwnedViews::reserve(2 << 20).unwrap();
     let pages = PageRecords::new(views.pages()).unwrap();
     let home = Arc::new(Home { views, pages });
@@ -265,4 +273,40 @@ fn who_takes_a_page_that_is_being_evicted_waits_until_it_is_home() {
         }
         assert_eq!(taking.join().unwrap(), 9);
     });
+}
+
+#[test]
+fn a_page_that_is_dirty_and_not_writable_comes_home_when_it_is_made_read_only() {
+    let mirror = &machine();
+    let page = PageIndex(1);
+    Unit::join(mirror).store_late(page, 5);
+    mirror.lock().table.clear_flags(page, pte::WRITABLE);
+    invalidate(mirror, page, Event::ProtectionVma);
+    assert_eq!(at_home(mirror, page), 5);
+}
+
+#[test]
+fn a_window_stays_while_a_kernel_may_use_what_was_taken_from_it_before() {
+    let mirror = &machine();
+    let [used, other] = [0, 1].map(PageIndex);
+    {
+        let mut state = mirror.lock();
+        let address = mirror.home_address(&mut state, used).unwrap();
+        state.table.store(used, address, pte::VALID | pte::WRITABLE | pte::HOME);
+    }
+    invalidate(mirror, other, Event::Migrate);
+    let windows = || mirror.lock().windows.made();
+    std::thread::scope(|scope| {
+        let mut unit = Unit::join(mirror);
+        let taking = scope.spawn(move || invalidate(mirror, used, Event::Migrate));
+        wait_until_taken(mirror, used, Access::Write);
+        let giving_back = scope.spawn(move || invalidate(mirror, other, Event::Clear));
+        // It must not be over before the unit has moved over; while it waits it holds the lock that the window is looked up under.
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!giving_back.is_finished(), "the window is gone, and the kernel may store through it");
+        while !(taking.is_finished() && giving_back.is_finished()) {
+            unit.move_over();
+        }
+    });
+    assert_eq!(windows(), 0);
 }
