@@ -4,6 +4,7 @@
 //! variables, so that what must be there once (a built-in, the push constants) is counted for one entry point.
 
 use super::read::read;
+use super::rewrite::short;
 use super::specialise::drop_unused_functions;
 use rspirv::binary::Assemble;
 use rspirv::dr::{Instruction, Module, Operand};
@@ -11,11 +12,14 @@ use rspirv::spirv::{ExecutionModel, Op, Word};
 use std::borrow::Cow;
 use std::collections::HashSet;
 
+/// Most entry points that a message names.
+const MOST_SHOWN: usize = 8;
+
 /// None of a module's compute entry points has the kernel's name.
 #[derive(Debug)]
 pub(super) struct Unnamed {
     pub(super) found: usize,
-    /// What they are called.
+    /// What the first of them are called, for a message.
     pub(super) names: String,
 }
 
@@ -37,7 +41,9 @@ pub(super) fn only<'a>(spirv: &'a [u8], name: &str) -> Result<Cow<'a, [u8]>, Unn
         chosen.retain(|entry| called(entry) == name);
     }
     let [entry] = &chosen[..] else {
-        return Err(Unnamed { found: names.len(), names: names.join(", ") });
+        let shown: Vec<String> = names.iter().take(MOST_SHOWN).map(|name| short(name)).collect();
+        let more = if names.len() > MOST_SHOWN { ", …" } else { "" };
+        return Err(Unnamed { found: names.len(), names: format!(" ({}{more})", shown.join(", ")) });
     };
     let function = entry.operands.get(1).and_then(Operand::id_ref_any);
     module.execution_modes.retain(|mode| mode.operands.first().and_then(Operand::id_ref_any) == function);

@@ -21,14 +21,14 @@ pub enum KernelError {
     },
     /// No compute entry point, or several none of which has the kernel's name.
     #[error(
-        "kernel `{kernel}` has {found} compute entry points ({names}): it must have one, or one that is called like the kernel"
+        "kernel `{kernel}` has {found} compute entry points{names}: it must have one, or one that is called like the kernel"
     )]
     EntryPoint {
         /// The kernel's name.
         kernel: String,
         /// How many were found.
         found: usize,
-        /// What they are called.
+        /// What the first of them are called, in parentheses, if there are several.
         names: String,
     },
     /// Compiled without the include, and without pointers that could be translated for it.

@@ -232,7 +232,9 @@ fn cut(function: &mut Function, known: &mut Known, constants: &Known, fresh: &mu
             };
             known.extend(value.map(|value| (id, value)));
         }
-        take_branch(block, known);
+        // A loop keeps its way back, which its merge instruction asks for.
+        let is_back = |target: Word| place.get(&target).is_some_and(|&to| turn[to] <= turn[at]);
+        take_branch(block, known, is_back);
         for target in targets(block) {
             edges.insert((label, target));
             if let Some(&to) = place.get(&target) {
@@ -329,15 +331,18 @@ fn phi(
     value
 }
 
-/// Turns a two-way branch on a constant into one that is always taken.
-fn take_branch(block: &mut Block, known: &Known) {
+/// Turns a two-way branch on a constant into one that is always taken, unless it is what a way back is left by.
+fn take_branch(block: &mut Block, known: &Known, is_back: impl Fn(Word) -> bool) {
     let Some(end) = block.instructions.last_mut().filter(|end| end.class.opcode == Op::BranchConditional) else {
         return;
     };
     let id = |index: usize| end.operands.get(index).and_then(Operand::id_ref_any);
     let (Some(condition), Some(then), Some(other)) = (id(0), id(1), id(2)) else { return };
     let Some(&condition) = known.get(&condition) else { return };
-    let target = if condition != 0 { then } else { other };
+    let (target, left) = if condition != 0 { (then, other) } else { (other, then) };
+    if is_back(left) && left != target {
+        return;
+    }
     *end = Instruction::new(Op::Branch, None, None, vec![Operand::IdRef(target)]);
     let before = block.instructions.len().checked_sub(2);
     if let Some(merge) = before.filter(|&merge| block.instructions[merge].class.opcode == Op::SelectionMerge) {

@@ -28,6 +28,8 @@ use rspirv::spirv::{Op, StorageClass, Word};
 use std::collections::{HashMap, HashSet};
 
 const PAGE: u64 = crate::addr::PAGE_SIZE as u64;
+/// Bytes of the longest integer or float that a device may have.
+const LONGEST_SCALAR: u64 = 8;
 /// What copies of straddling objects are aligned to, relative to the original.
 const BOUNCE_ALIGN: u32 = 16;
 /// Most scalars that one instruction is taken apart into.
@@ -453,6 +455,9 @@ impl Translator<'_> {
         let Some(pointer) = instruction.operands.first().and_then(Operand::id_ref_any) else { return Ok(()) };
         self.stats.atomics += 1;
         let place = self.place(&instruction, pointer, None)?;
+        if self.scalar_bytes(place.pointee).is_none() {
+            return Err(self.code.unsupported(&instruction, "atomics are of integers and floats of at most 64 bits"));
+        }
         let function = if instruction.class.opcode == Op::AtomicLoad { "link_read" } else { "link_atomic" };
         let (pointer, ..) = self.translate(out, place, function, None)?;
         instruction.operands[0] = Operand::IdRef(pointer);
@@ -467,6 +472,13 @@ impl Translator<'_> {
             (Some(pointer), Some((memory, []))) => Ok((pointer, memory)),
             _ => Err(self.code.unsupported(instruction, "it has memory operands that are not known")),
         }
+    }
+
+    /// The size of an integer or float that a device may have.
+    fn scalar_bytes(&self, ty: Word) -> Option<u64> {
+        let scalar = matches!(self.code.global(ty)?.class.opcode, Op::TypeInt | Op::TypeFloat);
+        let bytes = self.layouts.scalar(self.code, ty, 0).map(u64::from);
+        bytes.filter(|&bytes| scalar && bytes <= LONGEST_SCALAR)
     }
 
     fn plan(&mut self, origin: &Instruction, place: Place, store: bool) -> Result<Plan, RewriteError> {
@@ -486,6 +498,9 @@ impl Translator<'_> {
             return Err(self.code.unsupported(origin, "the size of what it accesses is not known"));
         };
         let scalar = matches!(opcode, Some(Op::TypeInt | Op::TypeFloat | Op::TypePointer));
+        if scalar && size > LONGEST_SCALAR {
+            return Err(self.code.unsupported(origin, "integers and floats are of at most 64 bits"));
+        }
         if scalar || (size <= u64::from(place.align) && size <= PAGE && !matrix) {
             return Ok(Plan::Whole);
         }

@@ -97,6 +97,7 @@ fn makes_pointers(opcode: Op) -> bool {
 /// Refuses what would be left untranslated. `scattered` are pointers to vectors whose components do not follow each
 /// other; whether there is anything to translate is returned.
 pub(super) fn check(code: &Code, scattered: &HashSet<Word>) -> Result<bool, RewriteError> {
+    check_types(code)?;
     let mut found = false;
     for instruction in code.module.functions.iter().flat_map(|function| function.all_inst_iter()) {
         let opcode = instruction.class.opcode;
@@ -133,6 +134,26 @@ pub(super) fn check(code: &Code, scattered: &HashSet<Word>) -> Result<bool, Rewr
         }
     }
     Ok(found)
+}
+
+/// Pointers of which nothing else here would know.
+fn check_types(code: &Code) -> Result<(), RewriteError> {
+    for global in &code.module.types_global_values {
+        let reason = match global.class.opcode {
+            Op::TypeUntypedPointerKHR => "an untyped pointer does not say what is accessed; use a typed one",
+            Op::TypeVector if is_pointer(code, global.operands.first()) => {
+                "vectors of pointers are for gathering in a way that only the device knows; use an array"
+            }
+            _ => continue,
+        };
+        return Err(code.unsupported(global, reason));
+    }
+    Ok(())
+}
+
+fn is_pointer(code: &Code, ty: Option<&Operand>) -> bool {
+    let ty = ty.and_then(Operand::id_ref_any).and_then(|ty| code.global(ty));
+    ty.is_some_and(|ty| ty.class.opcode == Op::TypePointer)
 }
 
 /// Instructions that reach memory past pointers.

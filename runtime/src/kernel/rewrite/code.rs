@@ -14,6 +14,11 @@ const MOST_SHOWN: usize = 16;
 /// Most letters of a name that a message shows.
 const LONGEST_NAME: usize = 60;
 
+/// As much of a name as a message shows.
+pub(in crate::kernel) fn short(name: &str) -> String {
+    name.chars().take(LONGEST_NAME).collect()
+}
+
 /// A module with an index over its ids.
 pub(super) struct Code {
     pub(super) module: Module,
@@ -252,10 +257,7 @@ impl Code {
                 }
                 _ => None,
             });
-            given.map_or_else(
-                || format!("%{id}"),
-                |text| format!("%{}", text.chars().take(LONGEST_NAME).collect::<String>()),
-            )
+            given.map_or_else(|| format!("%{id}"), |text| format!("%{}", short(text)))
         };
         let mut text = instruction.result_id.map_or_else(String::new, |id| format!("{} = ", name(id)));
         text += &format!("Op{}", instruction.class.opname);

@@ -39,6 +39,7 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
+pub(super) use code::short;
 pub use error::RewriteError;
 pub use replay::Replay;
 pub use runs::{Run, Runs};

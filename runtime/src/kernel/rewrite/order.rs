@@ -14,8 +14,10 @@ struct Place {
     passed: bool,
 }
 
-/// Whether the definition of each value dominates its uses; says what is wrong. In blocks that cannot be reached it need only come first.
+/// Whether the definition of each value dominates its uses, and calls pass what functions take; says what is wrong. In blocks that cannot be reached a
+/// definition need only come first.
 pub(super) fn check(module: &Module) -> Result<(), String> {
+    check_calls(module)?;
     let mut places = HashMap::new();
     for (number, function) in module.functions.iter().enumerate() {
         let mut define = |block: usize, passed: bool, instruction: &Instruction| {
@@ -29,6 +31,23 @@ pub(super) fn check(module: &Module) -> Result<(), String> {
         }
     }
     module.functions.iter().enumerate().try_for_each(|(number, function)| check_function(&mut places, number, function))
+}
+
+fn check_calls(module: &Module) -> Result<(), String> {
+    let parameters =
+        module.functions.iter().filter_map(|function| Some((function.def_id()?, function.parameters.len())));
+    let parameters: HashMap<Word, usize> = parameters.collect();
+    for call in module.functions.iter().flat_map(|function| function.all_inst_iter()) {
+        if call.class.opcode != Op::FunctionCall {
+            continue;
+        }
+        let callee = call.operands.first().and_then(|callee| callee.id_ref_any());
+        let takes = callee.and_then(|callee| parameters.get(&callee).copied());
+        if takes != Some(call.operands.len() - 1) {
+            return Err("OpFunctionCall passes more or less than the function takes, or names no function".into());
+        }
+    }
+    Ok(())
 }
 
 fn check_function(places: &mut HashMap<Word, Place>, number: usize, function: &Function) -> Result<(), String> {

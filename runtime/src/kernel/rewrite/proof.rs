@@ -92,6 +92,12 @@ pub(super) fn verify(code: &Code, own: usize, linked: &Linked, known: Known<'_>)
         peek: linked.function("link_peek_read")?,
         end_write: linked.function("link_end_write")?,
     };
+    // Pointers whose type does not say what they lead to are none that are looked at below.
+    if let Some(untyped) =
+        code.module.types_global_values.iter().find(|global| global.class.opcode == Op::TypeUntypedPointerKHR)
+    {
+        return Err(RewriteError::Untranslated { instruction: code.show(untyped) });
+    }
     // Matrices lie in structures that were made for them since.
     let layouts = Layouts::of(code);
     for function in &code.module.functions[..own] {

@@ -11,6 +11,22 @@ pub(super) fn cases() -> Vec<Case> {
                 d[8 * i + 6] = s[i].wrapping_add(two).wrapping_add(four).wrapping_add(six);
             }
         }),
+        case(plain!("loop_once_unoptimised"), 3, |s, d| {
+            for i in 0..N {
+                let walk = |most: usize| {
+                    let mut sum = 0u32;
+                    for k in 0..most {
+                        let value = s[i + 32 * k];
+                        sum = sum.wrapping_mul(3).wrapping_add(value);
+                        if value & 64 != 0 {
+                            break;
+                        }
+                    }
+                    sum
+                };
+                d[i] = walk(1) ^ walk(4);
+            }
+        }),
         case(plain!("reduction"), 2, |s, d| {
             for g in 0..N.div_ceil(32) {
                 d[g] = (32 * g..(32 * g + 32).min(N)).fold(0u32, |x, i| x.wrapping_add(s[8 * i]));

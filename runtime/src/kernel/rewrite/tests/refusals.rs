@@ -337,3 +337,28 @@ fn loops_that_no_poisoned_invocation_could_leave() {
         }
     });
 }
+
+#[test]
+fn pointers_and_values_that_no_translation_is_known_for() {
+    refused("saxpy", "OpTypeUntypedPointerKHR", "an untyped pointer does not say what is accessed", |module| {
+        let id = fresh(module);
+        let class = vec![Operand::StorageClass(StorageClass::PhysicalStorageBuffer)];
+        module.types_global_values.push(Instruction::new(Op::TypeUntypedPointerKHR, None, Some(id), class));
+    });
+    refused("saxpy", "OpTypeVector", "vectors of pointers", |module| {
+        let (id, (_, pointer)) = (fresh(module), physical(module));
+        let two = vec![Operand::IdRef(pointer), Operand::LiteralBit32(2)];
+        module.types_global_values.push(Instruction::new(Op::TypeVector, None, Some(id), two));
+    });
+    refused("saxpy", "OpLoad", "integers and floats are of at most 64 bits", |module| {
+        let floats = module.types_global_values.iter_mut().filter(|global| global.class.opcode == Op::TypeFloat);
+        floats.for_each(|float| float.operands[0] = Operand::LiteralBit32(65_568));
+    });
+}
+
+#[test]
+fn calls_that_do_not_pass_what_is_taken() {
+    refused_whole("pointer_parameter", "passes more or less than the function takes", |module| {
+        first(module, Op::FunctionCall).operands.pop();
+    });
+}
