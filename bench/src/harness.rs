@@ -6,7 +6,7 @@ use serde::Serialize;
 use std::time::Instant;
 use vksvm::{Builder, Placement, Svm};
 
-/// What a figure should reach, as the project's issues state it.
+/// What a figure should reach; `bench/RESULTS.md` lists them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Wanted {
     /// Of the ratio to the peer.

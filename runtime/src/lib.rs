@@ -1,7 +1,7 @@
 //! Shared virtual memory for Vulkan: compute shaders follow the CPU's pointers.
 //!
-//! A program keeps its data in ordinary structures with ordinary pointers, in memory from [`Heap`]. Kernels, compute shaders
-//! compiled with `vksvm.glsl`, dereference the same pointers. Pages move to the device when a kernel misses them
+//! A program keeps its data in ordinary structures with ordinary pointers, in memory from [`Heap`]. Kernels, plain compute
+//! shaders or ones that include `vksvm.glsl`, dereference the same pointers. Pages move to the device when a kernel misses them
 //! and home when the CPU touches them.
 //!
 //! Start with [`Svm`]; the README has a complete example. The modules below it can be used on their own by who ports the runtime

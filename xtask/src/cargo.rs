@@ -46,11 +46,6 @@ pub(crate) fn runner_variable() -> Result<String> {
     Ok(format!("CARGO_TARGET_{}_RUNNER", triple()?.to_uppercase().replace('-', "_")))
 }
 
-/// Whether the workspace has this package.
-pub(crate) fn has_package(package: &str) -> bool {
-    succeeds(cargo().args(["pkgid", "--package", package]))
-}
-
 /// The names of a package's binaries.
 pub(crate) fn binaries(package: &str) -> Vec<String> {
     // `--bin` without a name lists the binaries and builds nothing.

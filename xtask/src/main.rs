@@ -33,7 +33,7 @@ enum Task {
     Demo(run::Demo),
     /// Run one of the sample programs on the device
     Run(run::Run),
-    /// Run all tests, under both trackers
+    /// Run all tests, under both trackers, and in live mode
     Test(test::Test),
     /// Run the benchmarks
     Bench(bench::Bench),

@@ -53,6 +53,7 @@ enum Tracker {
     #[default]
     Both,
     /// userfaultfd
+    #[value(alias = "userfaultfd")]
     Uffd,
     /// mprotect and SIGSEGV
     Sigsegv,

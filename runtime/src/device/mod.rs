@@ -247,7 +247,7 @@ pub trait Device: Send + Sync {
     }
 
     /// How long kernels take for memory in frames and at home, where both are the same memory; nothing where they are not, or home memory cannot be
-    /// imported. Trials one after the other, measured in some ten milliseconds or kept from an earlier run.
+    /// imported. Trials one after the other, measured in some twenty milliseconds or kept from an earlier run.
     fn measure_memory(&self) -> Option<Result<Vec<MemoryTimes>, DeviceError>> {
         None
     }

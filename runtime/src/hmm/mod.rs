@@ -1,4 +1,4 @@
-//! The range protocol: notifiers, mirrors, ranges (DESIGN.md section 5).
+//! The range protocol: notifiers, mirrors, ranges.
 //!
 //! A device-agnostic core with the semantics of Linux's mmu notifiers and HMM ranges. It knows no device, no tracker and no
 //! page contents: only that the CPU's mapping of some pages is about to change, who must let go of them first, and whose

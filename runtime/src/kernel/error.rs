@@ -123,12 +123,12 @@ pub enum LaunchError {
     },
     /// The arguments do not fit the kernel's.
     #[error(
-        "kernel `{kernel}` takes {expected} bytes of arguments (VKSVM_ARGS) and was given {given}; push them in order, with their exact types"
+        "kernel `{kernel}` takes {expected} bytes of arguments (its push constants, or VKSVM_ARGS) and was given {given}; push them in order, with their exact types"
     )]
     Arguments {
         /// The kernel's name.
         kernel: String,
-        /// Bytes in VKSVM_ARGS.
+        /// Bytes that it takes.
         expected: usize,
         /// Bytes pushed.
         given: usize,

@@ -85,8 +85,8 @@ impl Drop for Kernel {
 /// Bytes of an object, and how it may be accessed.
 type Object = (usize, Access);
 
-/// A launch being described. Arguments are pushed in the order of the kernel's `VKSVM_ARGS`, each at the alignment of its
-/// type, as std430 lays them out.
+/// A launch being described. Arguments are pushed in the order of the kernel's push constants (with the include: its `VKSVM_ARGS`), each at the
+/// alignment of its type, as std430 lays them out.
 #[must_use = "a launch does nothing until it is run or submitted"]
 pub struct Launch<'a> {
     kernel: &'a Kernel,

@@ -33,7 +33,7 @@ pub enum KernelError {
     },
     /// Compiled without the include, and without pointers that could be translated for it.
     #[error(
-        "kernel `{kernel}` follows no pointers and does not use vksvm.glsl ({missing}): take pointers as push constants, or `#include \"vksvm.glsl\"`, start main() with `if (!vksvm_begin()) return;` and translate every pointer"
+        "kernel `{kernel}` follows no pointers and does not use vksvm.glsl ({missing}): take pointers as push constants, or `#include \"vksvm.glsl\"` and translate every pointer"
     )]
     WithoutInclude {
         /// The kernel's name.

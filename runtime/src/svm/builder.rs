@@ -196,7 +196,7 @@ impl Builder {
 
     /// Has the place where pages are found by measuring, on devices that share memory with the CPU: at home, where kernels are as fast there as
     /// in frames; else they are copied, and those that are read here and there, once, are used at home if that costs less than copying.
-    /// Some ten milliseconds the first time, then kept with kernels ([`cache`](Self::cache)). [`Info::placement`](crate::Info::placement) says what was chosen and why, with the
+    /// Some twenty milliseconds the first time, then kept with kernels ([`cache`](Self::cache)). [`Info::placement`](crate::Info::placement) says what was chosen and why, with the
     /// times. On other devices pages are copied. Environment: `VKSVM_PLACEMENT=auto`. This is the default.
     #[must_use]
     pub fn placement_by_measurement(mut self) -> Self {

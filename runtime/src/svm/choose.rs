@@ -13,7 +13,8 @@ pub(super) const AUTO_LIVE_PROCESSORS: usize = 4;
 /// How device faults are serviced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FaultMode {
-    /// Live where a start-up probe shows that it works and it is known to pay, replay elsewhere.
+    /// Live where a start-up probe shows that it works and it is known to pay, replay elsewhere. As with [`Live`](Self::Live), this may set
+    /// `LP_NUM_THREADS`: on devices that compute on the CPU, where there are four processors or more.
     #[default]
     Auto,
     /// A missing page restarts its workgroup once it is there. Works on every device.

@@ -8,11 +8,13 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-/// `$VKSVM_CACHE`, else `$XDG_CACHE_HOME/vksvm`, else `~/.cache/vksvm`.
+/// `$VKSVM_CACHE`, else `$XDG_CACHE_HOME/vksvm`, else `~/.cache/vksvm`. What the runtime takes for none counts as none: `VKSVM_CACHE=0`, and relative
+/// paths in `XDG_CACHE_HOME`.
 pub(super) fn folder() -> Result<PathBuf> {
     let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let folder = set("VKSVM_CACHE")
-        .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("vksvm")))
+        .filter(|folder| folder.as_os_str() != "0")
+        .or_else(|| set("XDG_CACHE_HOME").filter(|dir| dir.is_absolute()).map(|dir| dir.join("vksvm")))
         .or_else(|| set("HOME").map(|dir| dir.join(".cache/vksvm")))
         .context("no cache folder: neither VKSVM_CACHE nor XDG_CACHE_HOME nor HOME is set; set VKSVM_CACHE")?;
     let folder = std::path::absolute(&folder).with_context(|| format!("bad cache folder {}", folder.display()))?;

@@ -1,5 +1,5 @@
 //! A start-up measurement on devices that share memory with the CPU: what kernels pay for working on home pages where they are, and what copying a page
-//! costs. Some ten milliseconds, once: what was measured is kept for the device and its driver, if the trials say the same.
+//! costs. Some twenty milliseconds, once: what was measured is kept for the device and its driver, if the trials say the same.
 
 use super::commands::Recorder;
 use super::context::Context;
